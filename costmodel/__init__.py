@@ -1,0 +1,1 @@
+"""Prices of work: usage counters, token counts, hardware and model profiles."""

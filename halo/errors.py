@@ -1,0 +1,61 @@
+"""Halo's errors, all of them, as users meet them.
+
+HaloError
+├── WorkflowError            a workflow is wrong: DSL, YAML (file, line, field), missing column
+├── InputError               rows cannot be read (file, line)
+├── PlanError                a plan cannot mean anything: cycle, duplicate name, bad bound
+├── InvariantError           a defect in Halo: a plan broke a promise, naming the stage
+├── ProfileError             a hardware, model or link profile is wrong
+├── BackendError             an engine could not answer (.backend, .retryable)
+│   ├── ContextOverflowError prompt and answer exceed the model's context (both numbers)
+│   └── ModelNotFoundError   no such model (what exists, how to add one)
+├── ToolError                a tool raised (.tool, .retryable)
+│   └── ToolTimeoutError     a tool did not answer in time
+├── OutputTypeError          an answer does not fit its type after the retry
+├── ValueTypeError           a value has not the shape an operator needs
+└── RunDirectoryError        a run directory cannot be used
+    └── RunLockedError       another process holds it
+"""
+
+from __future__ import annotations
+
+from costmodel.errors import HaloError, ProfileError
+from planner.errors import InvariantError, PlanError
+from runtime.errors import (
+    BackendError,
+    ContextOverflowError,
+    ModelNotFoundError,
+    OutputTypeError,
+    RunDirectoryError,
+    RunLockedError,
+    ToolError,
+    ToolTimeoutError,
+    ValueTypeError,
+)
+
+
+class WorkflowError(HaloError):
+    """A workflow is wrong: where, what was attempted, and which Halo name does it."""
+
+
+class InputError(HaloError):
+    """Rows cannot be read: the file, the line, and what was expected."""
+
+
+__all__ = [
+    "BackendError",
+    "ContextOverflowError",
+    "HaloError",
+    "InputError",
+    "InvariantError",
+    "ModelNotFoundError",
+    "OutputTypeError",
+    "PlanError",
+    "ProfileError",
+    "RunDirectoryError",
+    "RunLockedError",
+    "ToolError",
+    "ToolTimeoutError",
+    "ValueTypeError",
+    "WorkflowError",
+]

@@ -1,0 +1,1 @@
+"""Execution: the executor, the dispatcher, tools, the journal and the engines behind one seam."""

@@ -1,0 +1,1 @@
+"""Engines. `base` is the seam; every other module is one engine, imported only when it is used."""

@@ -1,0 +1,142 @@
+"""The seam between Halo and its engines: `Request` in, `Completion` out, `Capabilities` to plan on.
+
+An engine answers one request at a time from the caller's view and batches inside: requests arrive
+when their inputs are ready, and a call for a whole batch would be a barrier.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from costmodel.usage import Usage
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that a model asks for. `arguments_json` is the model's own text, not yet validated."""
+
+    id: str
+    name: str
+    arguments_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation. `content` is text alone: an engine never lets it become control
+    tokens of the chat template (promise P6)."""
+
+    role: Role
+    content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSchema:
+    """A tool as a model sees it: name, description, JSON Schema of the arguments."""
+
+    name: str
+    description: str
+    parameters_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One model call.
+
+    Attributes:
+        key: content key, unique per distinct call; for logs and engine request ids.
+        model: the engine's model name.
+        seed: None for greedy calls.
+        schema_json: JSON Schema enforced while decoding, or None.
+        options: the allowed answers of a choice, enforced while decoding; empty for none.
+        tools: what the model may call; an answer then has text, tool calls or both.
+        priority: smaller goes first among waiting requests.
+    """
+
+    key: str
+    model: str
+    messages: tuple[Message, ...]
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    schema_json: str | None = None
+    options: tuple[str, ...] = ()
+    tools: tuple[ToolSchema, ...] = ()
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """An engine's answer. Times are seconds on the run's clock; `first_token_s` may be unknown."""
+
+    text: str
+    finish_reason: Literal["stop", "length", "tool_calls"]
+    usage: Usage
+    tool_calls: tuple[ToolCall, ...] = ()
+    start_s: float = 0.0
+    first_token_s: float | None = None
+    end_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What the planner and the dispatcher may count on.
+
+    Attributes:
+        max_in_flight: requests that are worth having in the engine at once.
+        context_tokens: the model's context, prompt and answer together; None when unknown.
+        prefix_cache: whether the engine reuses the KV cache of equal prompt prefixes.
+        prime_prefix: whether a prefix must be finished by one request before others reuse it, so
+            that the dispatcher should send one request first and then fan out.
+        prefix_block_tokens: granularity of reuse.
+        reports_cached_tokens: whether `Usage.cached_tokens` is measured by the engine.
+        json_schema, choice: whether the engine enforces them while decoding.
+        tool_calls: whether `Request.tools` is understood.
+        deterministic: whether equal greedy requests always give equal text.
+    """
+
+    max_in_flight: int
+    context_tokens: int | None = None
+    prefix_cache: bool = False
+    prime_prefix: bool = False
+    prefix_block_tokens: int = 1
+    reports_cached_tokens: bool = False
+    json_schema: bool = True
+    choice: bool = True
+    tool_calls: bool = True
+    deterministic: bool = True
+    notes: tuple[str, ...] = field(default=())
+
+
+class Backend(ABC):
+    """One engine with its models loaded."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities: ...
+
+    @abstractmethod
+    async def generate(
+        self, request: Request, on_prefilled: Callable[[], None] | None = None
+    ) -> Completion:
+        """Answer `request`; call `on_prefilled` once its prompt is in the KV cache, if the engine
+        can tell. Cancelling the awaiting task frees the engine's slot. Raises only `BackendError`.
+        """
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of `text` for this engine's model; an estimate unless the engine has a tokenizer."""
+        return max(1, len(text.encode()) // 4) if text else 0
+
+    async def close(self) -> None:
+        """Release what the backend holds. Safe to call twice."""

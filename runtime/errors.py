@@ -1,0 +1,51 @@
+"""Errors of execution. `retryable` says whether trying again can help."""
+
+from __future__ import annotations
+
+from costmodel.errors import HaloError
+
+
+class BackendError(HaloError):
+    """An engine could not answer."""
+
+    def __init__(self, message: str, *, backend: str, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.backend = backend
+        self.retryable = retryable
+
+
+class ContextOverflowError(BackendError):
+    """A prompt and its answer do not fit the model's context; both numbers are in the message."""
+
+
+class ModelNotFoundError(BackendError):
+    """No such model: the message lists what exists and how to add one."""
+
+
+class ToolError(HaloError):
+    """A tool raised, or returned what its type does not allow."""
+
+    def __init__(self, message: str, *, tool: str, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.tool = tool
+        self.retryable = retryable
+
+
+class ToolTimeoutError(ToolError):
+    """A tool did not answer within its timeout."""
+
+
+class OutputTypeError(HaloError):
+    """A model's answer does not fit its declared type, after the retry."""
+
+
+class ValueTypeError(HaloError):
+    """A value has not the shape that an operator needs (no such field, not a list)."""
+
+
+class RunDirectoryError(HaloError):
+    """A run directory cannot be used: missing, of another plan, unreadable."""
+
+
+class RunLockedError(RunDirectoryError):
+    """Another process holds the run directory; the message names it."""

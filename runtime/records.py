@@ -1,0 +1,134 @@
+"""What a run records: calls, row outcomes, per-operator metrics, and the store that keeps them."""
+
+from __future__ import annotations
+
+import hashlib
+from asyncio import Future
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from costmodel.usage import OpMetrics, Usage
+from planner.logical import Effect, Json, canonical_json
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """One model turn or tool call, as traced and as replayed on resume.
+
+    Attributes:
+        key: content key: equal keys are the same call, whoever asks. Pure calls hash what is asked
+            (model or tool, rendered input, options); sampled and write calls add the identity of
+            the written call, the row and the place in loops.
+        op: fingerprint of the operator that asked first; `query`, `row_key`: the same first asker.
+        path: place inside bodies, such as "map[3]/loop[1]"; empty in the row scope.
+        turn: number of the turn inside an agent or of a retry; 0 otherwise.
+        name: model or tool name.
+        effect: "pure", "sampled" or "write".
+        value: the answer (None with an error).
+        start_s, end_s: seconds on the run's clock since the run began.
+    """
+
+    key: str
+    kind: Literal["model", "tool", "sql", "http"]
+    name: str
+    op: str
+    query: str
+    row_key: str
+    value: Json
+    effect: str = "pure"
+    path: str = ""
+    turn: int = 0
+    usage: Usage = Usage()
+    finish_reason: str = ""
+    queued_s: float = 0.0
+    start_s: float = 0.0
+    first_token_s: float | None = None
+    end_s: float = 0.0
+    attempts: int = 1
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Why a row has no value. `type` is the error class's name; `op` the operator's label or
+    fingerprint; the message says what to do."""
+
+    type: str
+    message: str
+    op: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The one recorded end of a row in a query: a value, or an error with its reason."""
+
+    query: str
+    row_index: int
+    row_key: str
+    value: Json = None
+    error: RowError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CallSite:
+    """Who asks for a call: the operator, the query and row, and the place inside bodies."""
+
+    op: str
+    query: str
+    row_index: int
+    row_key: str
+    path: str = ""
+    label: str = ""
+    effect: Effect = Effect.PURE
+    call_id: str = ""
+    turn: int = 0
+
+    @property
+    def identity(self) -> str:
+        """What keeps a sampled or write call apart from an equal one; empty for pure calls."""
+        if self.effect is Effect.PURE:
+            return ""
+        return f"{self.query}/{self.op}/{self.call_id}/{self.row_key}/{self.path}/{self.turn}"
+
+
+def row_keys(rows: Sequence[Mapping[str, Json]]) -> list[str]:
+    """A key for each row from its content, never from its position; the n-th of equal rows gets
+    the suffix `.n` (n from 1), so that equal rows stay rows of their own."""
+    seen: dict[str, int] = {}
+    keys: list[str] = []
+    for row in rows:
+        digest = hashlib.sha256(canonical_json(dict(row)).encode()).hexdigest()[:20]
+        count = seen.get(digest, 0)
+        seen[digest] = count + 1
+        keys.append(f"{digest}.{count}" if count else digest)
+    return keys
+
+
+class Store(Protocol):
+    """Where a run records what happened. Methods are called from the event loop's thread and do not
+    block; durability is told by futures."""
+
+    def recorded_call(self, key: str) -> CallRecord | None:
+        """The successful call of this key that an earlier or this process recorded, or None."""
+        ...
+
+    def record_call(self, record: CallRecord) -> Future[None]:
+        """Record a call; the future is done when it would survive `kill -9`."""
+        ...
+
+    def record_outcome(self, outcome: Outcome) -> Future[None]:
+        """Record the end of a row. A second outcome for the same (query, row_key) is dropped."""
+        ...
+
+    def recorded_outcomes(self) -> Iterable[tuple[str, str]]:
+        """(query, row_key) of every recorded outcome."""
+        ...
+
+    def record_metrics(self, metrics: Mapping[str, OpMetrics]) -> None:
+        """The latest metrics of this process, by operator fingerprint; kept with the next commit."""
+        ...
+
+    def durable(self) -> Future[None]:
+        """Done when everything recorded so far would survive `kill -9`."""
+        ...
