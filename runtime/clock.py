@@ -1,4 +1,4 @@
-"""Time behind one seam: the loop's clock, real or virtual. No module reads the wall clock itself."""
+"""Time behind one seam: the loop's clock, real or virtual. Nothing else reads a clock."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ class Clock(Protocol):
         ...
 
     def outside(self) -> AbstractContextManager[None]:
-        """Hold while a thread, process or socket works for us, so that virtual time waits for it."""
+        """Hold while a thread or socket works for us, so that virtual time waits for it."""
         ...

@@ -12,6 +12,9 @@ from costmodel.usage import OpMetrics, Usage
 from planner.logical import Effect, Json, canonical_json
 
 
+NO_USAGE = Usage()
+
+
 @dataclass(frozen=True, slots=True)
 class CallRecord:
     """One model turn or tool call, as traced and as replayed on resume.
@@ -39,7 +42,7 @@ class CallRecord:
     effect: str = "pure"
     path: str = ""
     turn: int = 0
-    usage: Usage = Usage()
+    usage: Usage = NO_USAGE
     finish_reason: str = ""
     queued_s: float = 0.0
     start_s: float = 0.0
@@ -126,7 +129,7 @@ class Store(Protocol):
         ...
 
     def record_metrics(self, metrics: Mapping[str, OpMetrics]) -> None:
-        """The latest metrics of this process, by operator fingerprint; kept with the next commit."""
+        """The latest metrics of this process, by operator; kept with the next commit."""
         ...
 
     def durable(self) -> Future[None]:

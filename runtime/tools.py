@@ -20,8 +20,8 @@ class ToolSpec:
             function; None for HTTP tools.
         parameters: JSON Schema of the arguments (an object schema).
         effect: WRITE until its author says otherwise.
-        timeout_s, max_concurrency, retries: limits for each tool; retries apply to PURE tools and to
-            errors marked retryable, never to a write.
+        timeout_s, max_concurrency, retries: limits for each tool; retries apply to PURE tools,
+            never to a write.
         url, method: of an HTTP tool (arguments travel as query for GET, as JSON body otherwise).
         version: the author's word that behaviour changed; part of the digest.
     """

@@ -135,7 +135,7 @@ class Backend(ABC):
         """
 
     def count_tokens(self, text: str) -> int:
-        """Tokens of `text` for this engine's model; an estimate unless the engine has a tokenizer."""
+        """Tokens of `text` for this model; an estimate unless the engine has a tokenizer."""
         return max(1, len(text.encode()) // 4) if text else 0
 
     async def close(self) -> None:
