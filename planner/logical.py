@@ -6,7 +6,8 @@ and hashing use the fingerprint, which is computed once, at construction, from t
 the inputs: no walk here recurses, so a chain of thousands of operators is fine.
 
 Scopes: an operator belongs to the row, or to the body of a `Map`, `Reduce`, `When` or `Loop`. A
-body sees the outside only through its parameters (`Param`), which the enclosing operator's inputs bind.
+body sees the outside only through its parameters (`Param`), which the enclosing operator's inputs
+bind.
 """
 
 from __future__ import annotations

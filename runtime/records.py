@@ -11,7 +11,6 @@ from typing import Literal, Protocol
 from costmodel.usage import OpMetrics, Usage
 from planner.logical import Effect, Json, canonical_json
 
-
 NO_USAGE = Usage()
 
 
