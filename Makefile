@@ -1,0 +1,52 @@
+# One menu. `make demo` and `make test` need only Python >= 3.11, make and the package index.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MODEL ?=
+DEMO_OUT ?= runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-live check bench golden clean
+
+help:
+	@echo "make demo [MODEL=smollm2-135m-instruct]   two workflows, one merged batch, real documents"
+	@echo "make test                                 the default tests"
+	@echo "make test-live                            tests with real models (downloads them)"
+	@echo "make check                                format, lint, types, import contracts"
+	@echo "make bench                                benchmarks, JSON out"
+	@echo "make golden                               rewrite golden files"
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Halo needs Python 3.11 or later; set PYTHON=python3.x") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[local]' --group dev
+	@touch $@
+
+setup: $(VENV)/.installed
+
+demo: setup
+	$(BIN)/halo-bench demo --out $(DEMO_OUT) $(if $(MODEL),--model $(MODEL))
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+test-live: setup
+	$(BIN)/python -m pytest -q -m live
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/halo-bench overhead merge resume
+
+golden: setup
+	$(BIN)/python -m pytest -q --golden
+
+clean:
+	rm -rf $(VENV) dist runs

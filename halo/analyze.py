@@ -1,0 +1,5 @@
+"""EXPLAIN ANALYZE of a run directory: the plan as it was run, with what the journal recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path

@@ -1,0 +1,134 @@
+"""`halo run` and `halo resume`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from halo.progress import Reporter
+from halo.config import load_config
+from halo.errors import RunDirectoryError
+from halo.load import load_flow
+from halo.result import RunResult
+from halo.rows import read_rows
+from halo.session import Prepared, Session
+from runtime.run_directory import RunDirectory
+
+
+def run(
+    flows: list[str],
+    rows: str,
+    *,
+    out: Path | None,
+    config_file: Path | None,
+    flags: dict[str, Any],
+    dry_run: bool,
+    json_out: bool,
+) -> int:
+    """Plan and run; returns the exit code."""
+    config, _ = load_config(flags, file=config_file)
+    with Session(config) as session:
+        prepared = prepare(session, flows, rows)
+        if dry_run:
+            print(session.explain_prepared(prepared))
+            return 0
+        asked = {
+            "flows": [_absolute(flow) for flow in flows],
+            "input": str(Path(rows).absolute()),
+        }
+        return _execute(session, prepared, out=out, resume=False, asked=asked, json_out=json_out)
+
+
+def resume(directory: Path, *, json_out: bool) -> int:
+    """Continue the run in `directory` from its manifest."""
+    manifest = RunDirectory.open(directory).manifest
+    if "flows" not in manifest:
+        raise RunDirectoryError(
+            f"{directory} was started from Python with objects that no file names; continue it "
+            "with halo.run(workflow, rows, out=DIR, resume=True)"
+        )
+    config, _ = load_config(manifest["config"])
+    with Session(config) as session:
+        prepared = prepare(session, manifest["flows"], manifest["input"])
+        return _execute(
+            session, prepared, out=directory, resume=True, asked=None, json_out=json_out
+        )
+
+
+def prepare(session: Session, flows: list[str], rows: str) -> Prepared:
+    """The planned batch of `flows`, each over the same rows."""
+    row_set = read_rows(rows)
+    return session.prepare([(load_flow(flow), row_set) for flow in flows])
+
+
+def _execute(
+    session: Session,
+    prepared: Prepared,
+    *,
+    out: Path | None,
+    resume: bool,
+    asked: dict[str, Any] | None,
+    json_out: bool,
+) -> int:
+    # A termination request drains like Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with Reporter(sys.stderr) as reporter:
+        result = session.run_prepared(
+            prepared,
+            out=out,
+            resume=resume,
+            on_progress=reporter.show,
+            announce=reporter.say,
+            asked=asked,
+        )
+    if json_out:
+        print(json.dumps(_document(result), ensure_ascii=False))
+    elif out is None:
+        for outcome in result:
+            if outcome.error is None:
+                print(json.dumps(outcome.value, ensure_ascii=False))
+    _say_end(result)
+    if result.stopped:
+        return 130
+    return 3 if result.errors else 0
+
+
+def _document(result: RunResult) -> dict[str, Any]:
+    return {
+        **result.summary(),
+        "errors": [
+            {"query": o.query, "row": o.row_index, "type": o.error.type, "message": o.error.message}
+            for o in result.errors
+            if o.error
+        ],
+    }
+
+
+def _say_end(result: RunResult) -> None:
+    for outcome in result.errors[:10]:
+        if outcome.error:
+            print(
+                f"row {outcome.row_index} of {outcome.query}: {outcome.error.type}: "
+                f"{outcome.error.message}",
+                file=sys.stderr,
+            )
+    if len(result.errors) > 10:
+        where = f"{result.out}/errors.jsonl" if result.out else "the --json output"
+        print(f"... and {len(result.errors) - 10} more failed rows, in {where}", file=sys.stderr)
+    if result.stopped:
+        print(f"stopped: {result.stopped}", file=sys.stderr)
+    if result.out:
+        verb = "halo resume" if result.stopped else "halo report"
+        print(f"run directory: {result.out}  ({verb} {result.out})", file=sys.stderr)
+
+
+def _absolute(flow: str) -> str:
+    path, colon, name = flow.rpartition(":")
+    if colon and path.endswith(".py"):
+        return f"{Path(path).absolute()}:{name}"
+    return str(Path(flow).absolute())
+
+

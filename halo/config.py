@@ -1,0 +1,92 @@
+"""Settings and where each came from. Precedence: flags, environment, halo.toml, defaults.
+
+The environment and the file are read when a session or a command is made, never at import.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from halo.errors import HaloError
+
+PREFIX = "HALO_"
+
+
+class ConfigError(HaloError):
+    """A setting is unknown or has a wrong value; the message names where it was set."""
+
+
+class Config(BaseModel):
+    """What a session needs to know besides the workflow and the rows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    engine: str = Field("local", description="local, simulated (more engines by URL later)")
+    model: str = Field("", description="default model; empty chooses by memory")
+    seed: int = Field(0, description="seed of sampled calls and of the simulated engine")
+    db: Path | None = Field(None, description="default DuckDB database of SQL steps")
+    models_dir: Path | None = Field(None, description="where model weights are kept")
+    threads: int | None = Field(None, ge=1, description="threads of the local engine")
+    max_in_flight: int | None = Field(None, ge=1, description="calls in an engine at once")
+    tenant: str = Field("", description="answers are never shared between tenants")
+    exact: bool = Field(False, description="local engine in float32, for comparisons")
+    prime: bool = Field(True, description="send one call of a shared prefix first")
+
+
+def load_config(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> tuple[Config, dict[str, str]]:
+    """The settings and, for each, where it came from ("flag", "environment HALO_X", "file", or
+    "default"). `flags` with value None are not set. Raises `ConfigError`."""
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(Config.model_fields, "default")
+    for name, value, origin in [
+        *((k, v, where) for where, table in _file_tables(file) for k, v in table.items()),
+        *(
+            (name, environ[key], f"environment {key}")
+            for name in Config.model_fields
+            if (key := PREFIX + name.upper()) in environ
+        ),
+        *((k, v, "flag") for k, v in (flags or {}).items() if v is not None),
+    ]:
+        values[name] = value
+        origins[name] = origin
+    try:
+        return Config(**values), origins
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        known = ", ".join(Config.model_fields)
+        hint = f"; known settings: {known}" if first["type"] == "extra_forbidden" else ""
+        raise ConfigError(
+            f"setting {name!r} ({origins.get(name, 'unknown')}): {first['msg']}, "
+            f"got {first['input']!r}{hint}"
+        ) from error
+
+
+def _file_tables(file: Path | None) -> list[tuple[str, dict[str, Any]]]:
+    candidates = [file] if file else [Path("pyproject.toml"), Path("halo.toml")]
+    tables: list[tuple[str, dict[str, Any]]] = []
+    for path in candidates:
+        if not path.is_file():
+            if file:
+                raise ConfigError(f"no configuration file {path}")
+            continue
+        try:
+            document = tomllib.loads(path.read_text("utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not valid TOML: {error}") from error
+        if path.name == "pyproject.toml":
+            document = document.get("tool", {}).get("halo", {})
+        tables.append((str(path), document))
+    return tables

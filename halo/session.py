@@ -1,0 +1,374 @@
+"""The session: the one place that wires front ends, planner, engines, tools and the journal.
+
+The runtime is asynchronous and lives on an event loop in a thread of the session; `run` is the
+synchronous door to it, and works the same from a script, a notebook or a tool. The loop keeps the
+engines loaded between runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar, cast
+
+from halo.config import Config, load_config
+from halo.errors import HaloError, WorkflowError
+from halo.flow import Flow, Traced
+from halo.result import RunResult
+from halo.rows import RowSet, read_rows, rows_from
+from planner.explain import explain, explain_physical
+from planner.logical import Json, LogicalPlan, ModelOp
+from planner.merge import merge
+from planner.physical import PhysicalPlan, Worker, place
+from planner.stats import PlanStats, estimate
+from planner.verify import verify
+from runtime.backends.base import Backend
+from runtime.backends.create import EngineOptions, create_backend, describe_backend
+from runtime.clock import new_event_loop
+from runtime.executor import Progress
+from runtime.run import RunHandle, RunInputs
+from runtime.tools import ToolSpec
+
+Batch: TypeAlias = "Sequence[tuple[Flow, Any]]"
+"""Several workflows with their rows: (workflow, rows) pairs, run as one merged batch."""
+
+T = TypeVar("T")
+Announce = Callable[[str], None]
+OnProgress = Callable[[Progress], None]
+
+DRAIN_SECONDS = 5.0
+"""How long an interrupted run waits for the calls in flight before it gives them up."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """One workflow over its rows, under the name that results and EXPLAIN use."""
+
+    name: str
+    traced: Traced
+    rows: RowSet
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch, planned: what explain shows and run executes."""
+
+    queries: tuple[Query, ...]
+    bound: tuple[LogicalPlan, ...]
+    plan: PhysicalPlan
+    stats: PlanStats
+    tools: Mapping[str, ToolSpec]
+
+    @property
+    def rows_by_source(self) -> dict[str, list[dict[str, Json]]]:
+        return {query.rows.source: query.rows.rows for query in self.queries}
+
+
+class Session:
+    """Configuration, engines and caches that several runs share. A context manager."""
+
+    def __init__(self, config: Config | None = None, **settings: Any) -> None:
+        """`settings` are those of `halo.config.Config` and win over environment and files."""
+        if config is None:
+            config, _ = load_config(settings)
+        elif settings:
+            config = config.model_copy(update=settings)
+        self.config = config
+        self._default_model = ""
+        self._engines: dict[str, Backend] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- planning --------------------------------------------------------------------------------
+
+    def prepare(self, flow: Flow | Batch, rows: Any = None) -> Prepared:
+        """Trace, merge, verify, estimate and place a batch. Makes no call and loads no engine."""
+        pairs = _pairs(flow, rows)
+        queries: list[Query] = []
+        names: set[str] = set()
+        for each, its_rows in pairs:
+            row_set = its_rows if isinstance(its_rows, RowSet) else _row_set(its_rows)
+            name, n = each.name, 2
+            while name in names:
+                name, n = f"{each.name}-{n}", n + 1
+            names.add(name)
+            queries.append(Query(name, each.trace(row_set.source, row_set.columns), row_set))
+        return self._plan(tuple(queries))
+
+    def _plan(self, queries: tuple[Query, ...]) -> Prepared:
+        tools = _merge_tools(queries)
+        logical = merge({query.name: query.traced.plan for query in queries})
+        verify(logical)
+        sources = {query.rows.source: query.rows.rows for query in queries}
+        stats = estimate(logical, sources, _estimated_tokens)
+        models = {op.model for op in logical.walk_all() if isinstance(op, ModelOp)}
+        plan = place(logical, stats, {model: self._worker(model) for model in sorted(models)})
+        return Prepared(queries, tuple(q.traced.plan for q in queries), plan, stats, tools)
+
+    def explain(
+        self,
+        flow: Flow | Batch,
+        rows: Any = None,
+        *,
+        stage: str = "physical",
+        format: str = "text",
+        verbose: bool = False,
+    ) -> str:
+        """The plan at a stage: bound (each query alone), merged, optimized or physical."""
+        prepared = self.prepare(flow, rows)
+        return self.explain_prepared(prepared, stage=stage, format=format, verbose=verbose)
+
+    def explain_prepared(
+        self,
+        prepared: Prepared,
+        *,
+        stage: str = "physical",
+        format: str = "text",
+        verbose: bool = False,
+    ) -> str:
+        """The same for a batch that `prepare` made."""
+        if stage == "bound":
+            parts = [explain(plan, format=format, verbose=verbose) for plan in prepared.bound]
+            return "\n".join(parts)
+        if stage in ("merged", "optimized"):
+            return explain(
+                prepared.plan.logical, stats=prepared.stats, format=format, verbose=verbose
+            )
+        if stage == "physical":
+            return explain_physical(prepared.plan, prepared.stats, format=format, verbose=verbose)
+        raise WorkflowError(
+            f"no stage {stage!r}; the stages are: bound, merged, optimized, physical"
+        )
+
+    # --- running ---------------------------------------------------------------------------------
+
+    def run(
+        self,
+        flow: Flow | Batch,
+        rows: Any = None,
+        *,
+        out: str | Path | None = None,
+        resume: bool = False,
+        on_progress: OnProgress | None = None,
+        announce: Announce | None = None,
+        asked: Mapping[str, Json] | None = None,
+    ) -> RunResult:
+        """Run a workflow over rows, or a batch of several. See `halo.run`.
+
+        `asked` is kept in the run directory so that `halo resume` can rebuild the batch.
+        Interrupting (Ctrl-C) drains the calls in flight; the run can be resumed.
+        """
+        prepared = self.prepare(flow, rows)
+        return self.run_prepared(
+            prepared,
+            out=out,
+            resume=resume,
+            on_progress=on_progress,
+            announce=announce,
+            asked=asked,
+        )
+
+    def run_prepared(
+        self,
+        prepared: Prepared,
+        *,
+        out: str | Path | None = None,
+        resume: bool = False,
+        on_progress: OnProgress | None = None,
+        announce: Announce | None = None,
+        asked: Mapping[str, Json] | None = None,
+    ) -> RunResult:
+        """Run what `prepare` made."""
+        inputs = RunInputs(
+            plan=prepared.plan,
+            rows=prepared.rows_by_source,
+            tools=prepared.tools,
+            database=self.config.db,
+            seed=self.config.seed,
+            tenant=self.config.tenant,
+            prime=self.config.prime,
+            out=Path(out) if out is not None else None,
+            resume=resume,
+            manifest={"config": self._manifest_config(), **(asked or {})},
+        )
+        handle = RunHandle(inputs)
+        say = announce or logging.getLogger("halo").info
+        finished = self._wait(self._run(handle, prepared, say), handle, on_progress)
+        return RunResult(
+            outcomes=finished.outcomes,
+            plan=prepared.plan,
+            stats=prepared.stats,
+            metrics=finished.metrics,
+            rows_total=finished.rows_total,
+            elapsed_s=finished.elapsed_s,
+            cpu_s=finished.cpu_s,
+            out=inputs.out,
+            stopped=finished.stopped,
+            engine_requests=finished.engine_requests,
+        )
+
+    def evaluate(self, plan: LogicalPlan, tools: Mapping[str, ToolSpec]) -> Json:
+        """The value of a plan over one row without columns: how a call outside a trace runs.
+        Raises the row's error."""
+        query = Query(plan.outputs[0][0], Traced(plan, tools), RowSet.single(plan))
+        result = self.run_prepared(self._plan((query,)))
+        outcome = next(iter(result))
+        if outcome.error is not None:
+            raise HaloError(f"{outcome.error.type}: {outcome.error.message}")
+        return outcome.value
+
+    async def _run(self, handle: RunHandle, prepared: Prepared, announce: Announce) -> Any:
+        engines: dict[str, Backend] = {}
+        for worker in prepared.plan.workers:
+            if worker.name not in self._engines:
+                self._engines[worker.name] = await create_backend(
+                    worker.engine, worker.model, handle.clock, self._engine_options()
+                )
+            engines[worker.name] = self._engines[worker.name]
+        return await handle.run(engines)
+
+    def _wait(
+        self,
+        work: Coroutine[Any, Any, T],
+        handle: RunHandle,
+        on_progress: OnProgress | None,
+    ) -> T:
+        future = self._submit(work)
+        try:
+            while True:
+                try:
+                    return future.result(timeout=0.2)
+                except TimeoutError:
+                    if future.done():
+                        raise
+                    if on_progress and handle.progress:
+                        on_progress(handle.progress)
+        except KeyboardInterrupt:
+            self._ensure_loop().call_soon_threadsafe(handle.stop)
+            try:
+                return future.result(timeout=DRAIN_SECONDS)
+            except TimeoutError:
+                future.cancel()
+                with suppress(BaseException):
+                    future.result(timeout=DRAIN_SECONDS)
+                raise KeyboardInterrupt from None
+
+    # --- engines ---------------------------------------------------------------------------------
+
+    def _model(self, name: str) -> str:
+        name = name or self.config.model or self._default_model
+        if not name and self.config.engine == "local":
+            from runtime.models.choice import choose_default
+
+            name, _ = choose_default()
+        self._default_model = self._default_model or name
+        return name or "simulated"
+
+    def _worker(self, model: str) -> Worker:
+        name = self._model(model)
+        offered = describe_backend(self.config.engine, name, self._engine_options())
+        return Worker(
+            name=f"{self.config.engine}:{name}",
+            engine=self.config.engine,
+            model=name,
+            max_in_flight=offered.max_in_flight,
+            context_tokens=offered.context_tokens,
+            prefix_cache=offered.prefix_cache,
+            prime_prefix=offered.prime_prefix,
+        )
+
+    def _engine_options(self) -> EngineOptions:
+        return EngineOptions(
+            seed=self.config.seed,
+            models_dir=self.config.models_dir,
+            threads=self.config.threads,
+            max_in_flight=self.config.max_in_flight,
+            exact=self.config.exact,
+        )
+
+    def _manifest_config(self) -> dict[str, Json]:
+        config = cast("dict[str, Json]", self.config.model_dump(mode="json"))
+        config["model"] = self._model("") if config["engine"] == "local" else config["model"]
+        return config
+
+    # --- the loop --------------------------------------------------------------------------------
+
+    def _ensure_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            loop = new_event_loop(virtual=self.config.engine == "simulated")
+            self._thread = threading.Thread(target=loop.run_forever, name="halo", daemon=True)
+            self._thread.start()
+            self._loop = loop
+        return self._loop
+
+    def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(work, self._ensure_loop())
+
+    def close(self) -> None:
+        """Close the engines and the loop. Safe to call twice."""
+        if self._loop is None:
+            return
+        for engine in self._engines.values():
+            self._submit(engine.close()).result()
+        self._engines.clear()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        if self._thread is not None:
+            self._thread.join()
+        self._loop.close()
+        self._loop = None
+
+
+@cache
+def default_session() -> Session:
+    """The session of calls outside any run (eager mode), made on first use from the environment
+    and `halo.toml`, closed when the interpreter ends."""
+    session = Session()
+    atexit.register(session.close)
+    return session
+
+
+def _pairs(flow: Flow | Batch, rows: Any) -> list[tuple[Flow, Any]]:
+    if isinstance(flow, Sequence):
+        if rows is not None:
+            raise WorkflowError("a batch of (workflow, rows) pairs takes no rows of its own")
+        return list(flow)
+    if rows is None:
+        raise WorkflowError(f"workflow {flow.name!r} needs rows: a path, a glob or a list")
+    return [(flow, rows)]
+
+
+def _row_set(rows: Any) -> RowSet:
+    return read_rows(str(rows)) if isinstance(rows, str | Path) else rows_from(rows)
+
+
+def _merge_tools(queries: Sequence[Query]) -> dict[str, ToolSpec]:
+    tools: dict[str, ToolSpec] = {}
+    for query in queries:
+        for name, spec in query.traced.tools.items():
+            known = tools.setdefault(name, spec)
+            if known.digest != spec.digest:
+                raise WorkflowError(
+                    f"two different tools are named {name!r} (the second in {query.name!r}); "
+                    "rename one of them"
+                )
+    return tools
+
+
+def _estimated_tokens(text: str) -> int:
+    from costmodel.tokens import estimate_tokens
+
+    return estimate_tokens(text)

@@ -1,0 +1,55 @@
+"""Engines by name: one branch an engine, its import inside, so that nothing heavy loads unasked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.backends.base import Backend, Capabilities
+from runtime.clock import Clock
+from runtime.errors import BackendError
+
+BACKENDS = ("local", "simulated")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What an engine may be told. None leaves the engine's own choice."""
+
+    seed: int = 0
+    models_dir: Path | None = None
+    threads: int | None = None
+    max_in_flight: int | None = None
+    exact: bool = False
+
+
+def describe_backend(engine: str, model: str, options: EngineOptions) -> Capabilities:
+    """What `engine` will offer, without loading the model: enough to plan and explain."""
+    if engine == "local":
+        from runtime.backends.openvino import describe
+
+        return describe(model, options.models_dir, max_in_flight=options.max_in_flight)
+    if engine == "simulated":
+        from runtime.backends.simulated import DEFAULT_CAPABILITIES, describe as simulated
+
+        return simulated(options.max_in_flight or DEFAULT_CAPABILITIES.max_in_flight)
+    raise unknown_engine(engine)
+
+
+async def create_backend(engine: str, model: str, clock: Clock, options: EngineOptions) -> Backend:
+    """The engine with `model` loaded. Raises `BackendError`."""
+    if engine == "local":
+        from runtime.backends.openvino import open_backend
+
+        return await open_backend(model, clock, options)
+    if engine == "simulated":
+        from runtime.backends.simulated import SimulatedBackend
+
+        return SimulatedBackend(model, clock, seed=options.seed)
+    raise unknown_engine(engine)
+
+
+def unknown_engine(engine: str) -> BackendError:
+    return BackendError(
+        f"no engine {engine!r}; this version has: {', '.join(BACKENDS)}", backend=engine
+    )
