@@ -6,7 +6,9 @@ from costmodel.errors import HaloError
 
 
 class BackendError(HaloError):
-    """An engine could not answer."""
+    """An engine could not answer. `attempts` counts how often it was asked before giving up."""
+
+    attempts: int = 1
 
     def __init__(self, message: str, *, backend: str, retryable: bool = False) -> None:
         super().__init__(message)
@@ -23,7 +25,9 @@ class ModelNotFoundError(BackendError):
 
 
 class ToolError(HaloError):
-    """A tool raised, or returned what its type does not allow."""
+    """A tool raised, or returned what its type does not allow. `attempts` counts its calls."""
+
+    attempts: int = 1
 
     def __init__(self, message: str, *, tool: str, retryable: bool = False) -> None:
         super().__init__(message)
@@ -49,3 +53,8 @@ class RunDirectoryError(HaloError):
 
 class RunLockedError(RunDirectoryError):
     """Another process holds the run directory; the message names it."""
+
+
+class DrainingError(HaloError):
+    """The run is stopping and this call had not started. Not a failure of the row: the executor
+    leaves the row without an outcome, and `resume` runs it."""

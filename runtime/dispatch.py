@@ -1,0 +1,260 @@
+"""Dispatch: from a rendered model call to its record, each distinct call asked of an engine once.
+
+The dispatcher names a call (its content key), lets the call table decide whether it has to be made,
+and makes it: wait for a slot of the worker, ask the engine, try again when that can help, record.
+A slot is free again when the record is durable: after `kill -9`, the calls that were answered and
+have to be asked again are at most those in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+from planner.errors import InvariantError
+from planner.logical import Json
+from runtime.backends.base import Backend, Completion, Request
+from runtime.clock import Clock
+from runtime.errors import BackendError, DrainingError
+from runtime.lane import Lane, Ticket
+from runtime.priming import PrimingStats
+from runtime.records import CallRecord, CallSite, Store
+from runtime.retry import RetryPolicy
+from runtime.sharing import CallTable
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    completion: Completion
+    attempts: int
+    start_s: float
+
+
+class Dispatcher:
+    """Model calls to `engines` by worker name. Make it inside the running loop: times in records
+    are seconds since then.
+
+    Args:
+        tenant: answers are never shared between different tenants.
+        max_attempts: attempts of a call whose errors are retryable.
+        seed: of the run; sampled calls derive theirs from it and their identity.
+        prime: whether shared prefixes are primed on engines that need it.
+    """
+
+    def __init__(
+        self,
+        engines: Mapping[str, Backend],
+        table: CallTable,
+        store: Store,
+        clock: Clock,
+        *,
+        tenant: str = "",
+        max_attempts: int = 4,
+        seed: int = 0,
+        prime: bool = True,
+    ) -> None:
+        self._lanes = {worker: Lane(engine, prime=prime) for worker, engine in engines.items()}
+        self._table = table
+        self._store = store
+        self._clock = clock
+        self._tenant = tenant
+        self._seed = seed
+        self._retry = RetryPolicy(max_attempts)
+        self._origin_s = clock.now_s()
+        self._stopped = False
+        self._pauses: set[asyncio.Task[None]] = set()
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that engines work on, pauses before another attempt included."""
+        return sum(lane.in_flight for lane in self._lanes.values())
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for a slot or for a prefix to be primed."""
+        return sum(lane.waiting for lane in self._lanes.values())
+
+    @property
+    def priming_stats(self) -> dict[str, PrimingStats]:
+        """What priming did, by worker."""
+        return {worker: lane.priming_stats for worker, lane in self._lanes.items()}
+
+    async def complete(
+        self, worker: str, request: Request, site: CallSite, *, priority: int = 0
+    ) -> CallRecord:
+        """The record of `request`, made now or shared or replayed. `request.key`, `seed` and
+        `priority` are filled here.
+
+        The value is `{"text": str}`, and `{"text": str, "tool_calls": [{"id", "name",
+        "arguments_json"}]}` when the request has tools. Raises `BackendError`, and `DrainingError`
+        when `stop` was called before the call started.
+        """
+        lane = self._lanes.get(worker)
+        if lane is None:
+            have = ", ".join(self._lanes) or "none"
+            raise InvariantError(f"the plan names worker {worker!r}; the run has: {have}")
+        identity = site.identity
+        seed = derive_seed(self._seed, identity) if request.temperature > 0 else None
+        key = request_key(request, seed, identity, self._tenant)
+
+        def make() -> Awaitable[CallRecord]:
+            keyed = replace(request, key=key, seed=seed, priority=priority)
+            return self._make(lane, keyed, site)
+
+        return await self._table.once(key, site, make)
+
+    def stop(self) -> None:
+        """Drain: calls that have not started are refused with `DrainingError`, and so are new ones
+        and further attempts of failed ones. Calls inside engines finish."""
+        self._stopped = True
+        for lane in self._lanes.values():
+            lane.refuse(_draining)
+        for pause in self._pauses:
+            pause.cancel()
+
+    async def _make(self, lane: Lane, request: Request, site: CallSite) -> CallRecord:
+        queued_s = self._clock.now_s()
+        ticket = await lane.enter(request)
+        try:
+            answer = await self._ask(lane, ticket, request)
+            record = self._record(request, site, answer, queued_s, lane, ticket)
+            durable = self._store.record_call(record)
+        except BaseException:
+            lane.leave(ticket)
+            lane.release()
+            raise
+        lane.leave(ticket)
+        if durable.done():
+            self._release(lane, durable)
+        else:
+            durable.add_done_callback(partial(self._release, lane))
+        return record
+
+    async def _ask(self, lane: Lane, ticket: Ticket, request: Request) -> _Answer:
+        on_prefilled = partial(lane.prefilled, ticket) if lane.tracks_prefixes else None
+        attempt = 1
+        while True:
+            start_s = self._clock.now_s()
+            try:
+                completion = await lane.engine.generate(request, on_prefilled)
+            except BackendError as error:
+                lane.failed(ticket)
+                error.attempts = attempt
+                if not self._retry.again(error, attempt):
+                    raise
+                await self._pause(self._retry.delay_s(request.key, attempt), error)
+                lane.again(ticket)
+                attempt += 1
+            else:
+                lane.prefilled(ticket)
+                return _Answer(completion, attempt, max(start_s, completion.start_s))
+
+    async def _pause(self, delay_s: float, error: BackendError) -> None:
+        """Wait before another attempt, unless the run is draining."""
+        if not self._stopped:
+            pause = asyncio.ensure_future(self._clock.sleep_s(delay_s))
+            self._pauses.add(pause)
+            try:
+                await asyncio.wait((pause,))
+            finally:
+                self._pauses.discard(pause)
+                pause.cancel()
+        if self._stopped:
+            raise _draining() from error
+
+    def _record(
+        self,
+        request: Request,
+        site: CallSite,
+        answer: _Answer,
+        queued_s: float,
+        lane: Lane,
+        ticket: Ticket,
+    ) -> CallRecord:
+        completion = answer.completion
+        value: dict[str, Json] = {"text": completion.text}
+        if request.tools:
+            value["tool_calls"] = [
+                {"id": call.id, "name": call.name, "arguments_json": call.arguments_json}
+                for call in completion.tool_calls
+            ]
+        usage = completion.usage
+        predicted = lane.predict(ticket, usage)
+        if predicted is not None:
+            usage = replace(usage, predicted_cached_tokens=predicted)
+        first_token_s = completion.first_token_s
+        return CallRecord(
+            key=request.key,
+            kind="model",
+            name=request.model,
+            op=site.op,
+            query=site.query,
+            row_key=site.row_key,
+            value=value,
+            effect=site.effect.value,
+            path=site.path,
+            turn=site.turn,
+            usage=usage,
+            finish_reason=completion.finish_reason,
+            queued_s=queued_s - self._origin_s,
+            start_s=answer.start_s - self._origin_s,
+            first_token_s=None if first_token_s is None else first_token_s - self._origin_s,
+            end_s=self._clock.now_s() - self._origin_s,
+            attempts=answer.attempts,
+        )
+
+    def _release(self, lane: Lane, durable: asyncio.Future[None]) -> None:
+        error = None if durable.cancelled() else durable.exception()
+        if error is not None:
+            # Nothing is recorded any more: to go on would spend calls that a resume repeats.
+            reason = str(error)
+            for each in self._lanes.values():
+                each.refuse(lambda: _unrecorded(reason))
+        lane.release()
+
+
+def derive_seed(run_seed: int, identity: str) -> int:
+    """The seed of a sampled call: 31 bits, equal for equal run seeds and identities."""
+    digest = hashlib.sha256(f"{run_seed}/{identity}".encode(errors="surrogatepass")).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def request_key(request: Request, seed: int | None, identity: str, tenant: str) -> str:
+    """The content key of a call: 64 hex digits of everything that its answer may depend on, with
+    the identity that keeps a sampled or write call apart, and the tenant."""
+    asked = [
+        tenant,
+        identity,
+        request.model,
+        request.max_tokens,
+        request.temperature,
+        request.top_p,
+        seed,
+        request.stop,
+        request.schema_json,
+        request.options,
+        [(t.name, t.description, t.parameters_json) for t in request.tools],
+        [
+            (
+                m.role,
+                m.content,
+                m.tool_call_id,
+                m.name,
+                [(c.id, c.name, c.arguments_json) for c in m.tool_calls],
+            )
+            for m in request.messages
+        ],
+    ]
+    return hashlib.sha256(json.dumps(asked, separators=(",", ":")).encode()).hexdigest()
+
+
+def _draining() -> DrainingError:
+    return DrainingError("the run is stopping; this call had not started and was left for resume")
+
+
+def _unrecorded(reason: str) -> DrainingError:
+    return DrainingError(f"calls can no longer be recorded, so none is started: {reason}")
