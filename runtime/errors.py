@@ -25,9 +25,11 @@ class ModelNotFoundError(BackendError):
 
 
 class ToolError(HaloError):
-    """A tool raised, or returned what its type does not allow. `attempts` counts its calls."""
+    """A tool raised, or returned what its type does not allow. `attempts` counts its calls;
+    `retry_after_s` is how long it asked to be left alone, None when it did not say."""
 
     attempts: int = 1
+    retry_after_s: float | None = None
 
     def __init__(self, message: str, *, tool: str, retryable: bool = False) -> None:
         super().__init__(message)

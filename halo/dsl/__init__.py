@@ -1,0 +1,1 @@
+"""The Python front end: ordinary functions over lazy values become logical plans."""

@@ -1,0 +1,409 @@
+"""The walk behind `planner.stats.estimate`: every scope, with what its parameters are bound to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from planner.logical import (
+    Agent,
+    Body,
+    Choose,
+    Column,
+    Const,
+    Effect,
+    Field,
+    Format,
+    Generate,
+    LogicalPlan,
+    Loop,
+    Map,
+    ModelOp,
+    Op,
+    Ordered,
+    Param,
+    Project,
+    Reduce,
+    Result,
+    Scan,
+    Segment,
+    Sql,
+    Tool,
+    When,
+    render_value,
+    walk,
+)
+from planner.row_profile import Path, RowProfile, Rows
+from planner.stats import CountTokens, OpStats, PlanStats, Provenance, weakest
+from planner.value_estimate import (
+    ListShape,
+    Value,
+    caused_by,
+    element,
+    joined,
+    parse_schema,
+    schema_member,
+    schema_shape,
+    with_causes,
+)
+
+ANSWER_SHARE = 0.5
+"""Assumed share of `max_tokens` that an answer takes, of an agent's turns and of a loop's rounds
+that are used, and of rows that take a branch."""
+TOOL_ANSWER_TOKENS = 64.0
+"""Assumed tokens of a tool's answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """How often the operators of a scope run.
+
+    Attributes:
+        rows: uses in the batch, each row of a source once; `rows_alone`: summed over queries.
+        branch: share of distinct work that reaches this scope at all (the branches around it).
+        source: where those numbers come from.
+    """
+
+    rows: float
+    rows_alone: float
+    branch: float = 1.0
+    source: Provenance = "exact"
+
+    def repeated(self, times: float, source: Provenance) -> _Scope:
+        return replace(
+            self,
+            rows=self.rows * times,
+            rows_alone=self.rows_alone * times,
+            source=weakest((self.source, source)),
+        )
+
+    def branched(self, share: float) -> _Scope:
+        return replace(self.repeated(share, "assumed"), branch=self.branch * share)
+
+
+class Estimator:
+    """Estimates one plan. Iterative over operators; recursive over the nesting of bodies."""
+
+    def __init__(self, plan: LogicalPlan, rows: Rows, count_tokens: CountTokens) -> None:
+        self._plan = plan
+        self._profile = RowProfile(rows, count_tokens)
+        self._count_tokens = count_tokens
+        self._literals: dict[str, int] = {}
+        self._fans: list[float] = []
+        self._ops: dict[str, OpStats] = {}
+        self._leading: dict[str, dict[tuple[Path, ...], float]] = {}
+
+    def run(self) -> PlanStats:
+        sources = {name: result.scan.source for name, result in self._plan.outputs}
+        sizes = {source: self._profile.n_rows(source) for source in sources.values()}
+        values: dict[Op, Value] = {}
+        for op, queries in self._plan.users.items():
+            used = [sources[query] for query in queries]
+            scope = _Scope(
+                rows=float(sum(sizes[source] for source in dict.fromkeys(used))),
+                rows_alone=float(sum(sizes[source] for source in used)),
+            )
+            values[op] = self._evaluate(op, values, (), scope)
+        orders = {source: self._profile.grouped(source, self._grouping(source)) for source in sizes}
+        return PlanStats(self._ops, sizes, orders)
+
+    # --- values ----------------------------------------------------------------------------------
+
+    def _evaluate(
+        self, op: Op, values: Mapping[Op, Value], params: Sequence[Value], scope: _Scope
+    ) -> Value:
+        inputs = [values[i] for i in op.inputs]
+        match op:
+            case Generate() | Choose() | Agent():
+                return self._model_call(op, inputs, scope)
+            case Tool() | Sql():
+                return self._tool_call(op, inputs, scope)
+            case Map() | Reduce() | When() | Loop():
+                self._note(op, caused_by(inputs), scope)
+                return self._nested(op, inputs, scope)
+            case _:
+                value = self._plain(op, inputs, params)
+                self._note(op, value, scope)
+                return value
+
+    def _plain(self, op: Op, inputs: Sequence[Value], params: Sequence[Value]) -> Value:
+        match op:
+            case Column(name=name):
+                scan = op.inputs[0]
+                source = scan.source if isinstance(scan, Scan) else ""
+                return self._column(Value(), source, (name,))
+            case Const():
+                items = ListShape(len(op.value), "exact") if isinstance(op.value, list) else None
+                tokens = self._count_tokens(render_value(op.value))
+                return Value(fixed_tokens=float(tokens), shape=items)
+            case Param(index=index):
+                return params[index]
+            case Field(key=key):
+                return self._member(inputs[0], key)
+            case Format(prompt=prompt):
+                return self._text(prompt.segments, inputs)
+            case Project(names=names):
+                return joined(inputs, sum(float(self._tokens(name)) for name in names))
+            case Scan():
+                return Value()
+            case Result() | Ordered():
+                return inputs[0]
+            case _:
+                return replace(caused_by(inputs), fixed_tokens=1.0)
+
+    def _column(self, value: Value, source: str, path: Path) -> Value:
+        key = (source, path)
+        length = self._profile.mean_length(key)
+        return replace(
+            value,
+            columns=frozenset({key}),
+            token_paths={key: 1.0},
+            path=key,
+            shape=None if length is None else ListShape(length, "exact"),
+        )
+
+    def _member(self, value: Value, key: str | int) -> Value:
+        if value.path is not None:
+            source, path = value.path
+            return self._column(value, source, (*path, key))
+        schema = schema_member(value.schema, key) if value.schema else None
+        shape = schema_shape(schema) if schema else None
+        parts = value.shape.items if value.shape and isinstance(key, int) else 2.0
+        part = joined([value], weights=[1 / max(parts, 1.0)])
+        return replace(part, tokens_from="assumed", schema=schema, shape=shape)
+
+    def _text(self, segments: Iterable[Segment], inputs: Sequence[Value]) -> Value:
+        literals = 0.0
+        read: list[Value] = []
+        for segment in segments:
+            if isinstance(segment, str):
+                literals += self._tokens(segment)
+            else:
+                read.append(inputs[segment.index])
+        return joined(read, literals)
+
+    def _tokens(self, literal: str) -> int:
+        if literal not in self._literals:
+            self._literals[literal] = self._count_tokens(literal)
+        return self._literals[literal]
+
+    # --- calls -----------------------------------------------------------------------------------
+
+    def _model_call(self, op: ModelOp, inputs: Sequence[Value], scope: _Scope) -> Value:
+        causes = caused_by(inputs)
+        uses, distinct, calls_from = self._counts(op, causes, scope)
+        answer_tokens = op.max_tokens * ANSWER_SHARE
+        answer_from: Provenance = "assumed"
+        if isinstance(op, Choose):
+            options = [self._count_tokens(option) for option in op.options]
+            answer_tokens, answer_from = sum(options) / len(options), "declared"
+        segments = [*(op.system.segments if op.system else ()), *op.prompt.segments]
+        prompt = self._text(segments, inputs)
+        per_call = self._length(prompt, causes)
+        turns = 1.0
+        if isinstance(op, Agent):
+            turns = max(1.0, op.max_turns * ANSWER_SHARE)
+        # Each later turn of an agent reads the answers and tool results before it again.
+        history = (turns - 1) / 2 * (answer_tokens + TOOL_ANSWER_TOKENS)
+        calls = distinct * turns
+        prefixes = self._prefixes(segments, inputs, causes, distinct, scope)
+        if turns > 1:
+            prefixes.append((per_call, distinct * (turns - 1)))
+        guessed: Provenance = "assumed" if turns > 1 else "exact"
+        self._add(
+            op,
+            OpStats(
+                uses=uses,
+                distinct=distinct,
+                calls=calls,
+                calls_alone=scope.rows_alone * turns,
+                input_tokens=calls * (per_call + history),
+                output_tokens=calls * answer_tokens,
+                prefixes=tuple(prefixes),
+                calls_from=weakest((calls_from, guessed)),
+                input_from=weakest((prompt.tokens_from, calls_from, guessed)),
+                output_from=weakest((calls_from, answer_from)),
+            ),
+        )
+        schema = parse_schema(op.schema_json) if isinstance(op, Generate | Agent) else None
+        return replace(
+            causes,
+            per_row=causes.per_row or op.effect is not Effect.PURE,
+            answered=True,
+            fixed_tokens=answer_tokens,
+            tokens_from=answer_from,
+            schema=schema,
+            shape=schema_shape(schema) if schema else None,
+        )
+
+    def _tool_call(self, op: Tool | Sql, inputs: Sequence[Value], scope: _Scope) -> Value:
+        causes = caused_by(inputs)
+        uses, distinct, calls_from = self._counts(op, causes, scope)
+        self._add(
+            op,
+            OpStats(
+                uses=uses,
+                distinct=distinct,
+                calls=distinct,
+                calls_alone=scope.rows_alone,
+                calls_from=calls_from,
+            ),
+        )
+        return replace(
+            causes,
+            per_row=causes.per_row or op.effect is not Effect.PURE,
+            answered=True,
+            fixed_tokens=TOOL_ANSWER_TOKENS,
+            tokens_from="assumed",
+        )
+
+    def _note(self, op: Op, causes: Value, scope: _Scope) -> None:
+        """Record uses of an operator that makes no call itself."""
+        uses, distinct, source = self._counts(op, causes, scope)
+        self._add(op, OpStats(uses=uses, distinct=distinct, calls_from=source))
+
+    def _counts(self, op: Op, causes: Value, scope: _Scope) -> tuple[float, float, Provenance]:
+        """Uses, distinct uses and where the latter comes from."""
+        if op.effect is not Effect.PURE or isinstance(op, Scan):
+            return scope.rows, scope.rows, scope.source
+        source = weakest((scope.source, "assumed" if causes.answered else "exact"))
+        return scope.rows, self._distinct(causes, scope), source
+
+    def _distinct(self, causes: Value, scope: _Scope) -> float:
+        if causes.per_row or not scope.rows:
+            return scope.rows
+        varied = math.prod(self._fans[fan] for fan in causes.fans)
+        return min(scope.rows, self._profile.distinct(causes.columns) * varied * scope.branch)
+
+    def _length(self, text: Value, over: Value) -> float:
+        """Mean tokens of `text` over the distinct causes `over`."""
+        return text.fixed_tokens + sum(
+            count * self._profile.mean_tokens(path, over.columns)
+            for path, count in text.token_paths.items()
+        )
+
+    # --- prefixes --------------------------------------------------------------------------------
+
+    def _prefixes(
+        self,
+        segments: Sequence[Segment],
+        inputs: Sequence[Value],
+        causes: Value,
+        calls: float,
+        scope: _Scope,
+    ) -> list[tuple[float, float]]:
+        """(tokens, reuses) for each depth at which the prompts of an operator part."""
+        levels: list[tuple[float, float]] = []
+        seen: list[Value] = []
+        leading: list[Path] = []
+        only_columns = True
+        tokens = 0.0
+        for segment in segments:
+            if isinstance(segment, str):
+                tokens += self._tokens(segment)
+            else:
+                value = inputs[segment.index]
+                seen.append(value)
+                length = self._length(value, causes)
+                tokens += length
+                only_columns = only_columns and not (value.answered or value.fans)
+                if only_columns:
+                    leading += [p for _, p in sorted(value.columns, key=repr) if p not in leading]
+                    self._lead(value, leading, length)
+            so_far = caused_by(seen)
+            reuses = 0.0 if so_far.per_row else calls - self._distinct(so_far, scope)
+            if reuses <= 0:
+                break
+            if levels and levels[-1][1] == reuses:
+                levels.pop()
+            levels.append((tokens, reuses))
+        found: list[tuple[float, float]] = []
+        deeper = 0.0
+        for length, reuses in reversed(levels):
+            if reuses > deeper:
+                found.append((length, reuses - deeper))
+                deeper = reuses
+        return found[::-1]
+
+    def _lead(self, value: Value, leading: Sequence[Path], tokens: float) -> None:
+        """Note what starting rows with equal leading values together would save."""
+        for source in {source for source, _ in value.columns}:
+            groups = self._profile.distinct((source, path) for path in leading)
+            saved = (self._profile.n_rows(source) - groups) * tokens
+            if saved > 0:
+                gains = self._leading.setdefault(source, {})
+                gains[tuple(leading)] = gains.get(tuple(leading), 0.0) + saved
+
+    def _grouping(self, source: str) -> list[Path]:
+        """Paths to group the rows of a source by, those that save most first."""
+        gains = self._leading.get(source, {})
+        best = sorted(gains, key=lambda paths: (-gains[paths], repr(paths)))
+        return list(dict.fromkeys(path for paths in best for path in paths))
+
+    # --- bodies ----------------------------------------------------------------------------------
+
+    def _nested(self, op: Op, inputs: Sequence[Value], scope: _Scope) -> Value:
+        match op:
+            case Map(body=body):
+                return self._map(body, inputs, scope)
+            case Reduce(body=body, fan_in=fan_in):
+                return self._reduce(body, fan_in, inputs, scope)
+            case When(then=then, otherwise=otherwise):
+                share = scope.branched(ANSWER_SHARE)
+                branches = [self._body(body, inputs[1:], share) for body in (then, otherwise)]
+                either = joined(branches, weights=[ANSWER_SHARE, ANSWER_SHARE])
+                either = with_causes(either, caused_by([*branches, inputs[0]]))
+                return replace(either, tokens_from="assumed")
+            case Loop(condition=condition, step=step, max_rounds=max_rounds):
+                rounds = max(1.0, max_rounds * ANSWER_SHARE)
+                fan = self._fan(rounds)
+                state = with_causes(inputs[0], caused_by(inputs))
+                state = replace(state, fans=state.fans | {fan}, tokens_from="assumed")
+                # What a sampled call of one round adds reaches the state of the next.
+                state = replace(state, per_row=state.per_row or op.effect is not Effect.PURE)
+                inside = scope.repeated(rounds, "assumed")
+                self._body(condition, [state, *inputs[1:]], inside)
+                final = self._body(step, [state, *inputs[1:]], inside)
+                return replace(with_causes(final, final, fan), tokens_from="assumed")
+            case _:
+                raise TypeError(f"{op.kind} has no bodies")
+
+    def _map(self, body: Body, inputs: Sequence[Value], scope: _Scope) -> Value:
+        shape = inputs[0].shape or ListShape()
+        fan = self._fan(shape.items)
+        item = element(inputs[0], shape)
+        item = replace(item, fans=item.fans | {fan})
+        one = self._body(body, [item, *inputs[1:]], scope.repeated(shape.items, shape.source))
+        return replace(
+            with_causes(joined([one], weights=[shape.items]), caused_by([one, inputs[0]]), fan),
+            tokens_from=weakest((one.tokens_from, shape.source)),
+            shape=shape,
+        )
+
+    def _reduce(self, body: Body, fan_in: int, inputs: Sequence[Value], scope: _Scope) -> Value:
+        shape = inputs[0].shape or ListShape()
+        merges, left = 0.0, shape.items
+        while left > 1:
+            left = math.ceil(left / fan_in)
+            merges += left
+        fan = self._fan(merges)
+        size = min(float(fan_in), shape.items)
+        group = joined([element(inputs[0], shape)], weights=[size])
+        group = replace(group, fans=group.fans | {fan}, shape=ListShape(size, shape.source))
+        one = self._body(body, [group, *inputs[1:]], scope.repeated(merges, shape.source))
+        return with_causes(one, caused_by([one, inputs[0]]), fan)
+
+    def _body(self, body: Body, params: Sequence[Value], scope: _Scope) -> Value:
+        values: dict[Op, Value] = {}
+        for op in walk((body.result,)):
+            values[op] = self._evaluate(op, values, params, scope)
+        return values[body.result]
+
+    def _fan(self, times: float) -> int:
+        self._fans.append(times)
+        return len(self._fans) - 1
+
+    def _add(self, op: Op, stats: OpStats) -> None:
+        known = self._ops.get(op.fingerprint)
+        self._ops[op.fingerprint] = stats if known is None else known + stats

@@ -1,0 +1,218 @@
+"""Evaluation: operators run as soon as what they wait for has ended.
+
+Cheap operators run at once, in a loop; a step gets a task, and when the task ends the loop goes on
+from there. Nothing recurses along a chain of operators, and there is no barrier between operators
+or rows.
+
+An operator without a value fails what depends on it and nothing else. The rest of its row goes on
+even when the row's outcome is settled: which error a row reports, and which writes happen, must not
+depend on what was faster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+from costmodel.errors import HaloError
+from planner.logical import Json, Op
+from runtime.errors import DrainingError
+from runtime.records import RowError
+from runtime.scope import FailedBodyError, Failure, Frame, Scope
+from runtime.write_order import WriteOrder
+
+_log = logging.getLogger("halo.executor")
+
+
+class Evaluator:
+    """Runs frames. It belongs to one run and one event loop.
+
+    Attributes:
+        stopping: no step starts any more; what needs one has no value and no error.
+        crash: what ended the run: a defect, a store that cannot record, a cancelled call.
+    """
+
+    def __init__(self, *, on_draining: Callable[[], None], on_crash: Callable[[], None]) -> None:
+        """`on_draining` is called when a call was refused because the run is stopping, `on_crash`
+        when `crash` is set."""
+        self.stopping = False
+        self.crash: BaseException | None = None
+        self._orders: dict[str, WriteOrder] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._on_draining = on_draining
+        self._on_crash = on_crash
+
+    # --- frames ----------------------------------------------------------------------------------
+
+    def start_row(self, frame: Frame) -> None:
+        """Start a row: it takes its turns at writing operators now."""
+        for position in frame.scope.writes:
+            frame.turns[position] = self._order(frame.scope.ops[position]).take()
+        self._drive(frame, frame.scope.ready.copy())
+
+    async def run_body(
+        self, body: Scope, arguments: Sequence[Json], parent: Frame, query: str, part: str
+    ) -> Json:
+        """The value of one use of a body. Raises `FailedBodyError`."""
+        return (await self.run_bodies(body, [(part, arguments)], parent, query))[0]
+
+    async def run_bodies(
+        self,
+        body: Scope,
+        uses: Sequence[tuple[str, Sequence[Json]]],
+        parent: Frame,
+        query: str,
+    ) -> list[Json]:
+        """The values of several uses of a body side by side, in order: (part of the path,
+        arguments) each. Raises `FailedBodyError` when all have ended and one has no value."""
+        left = len(uses)
+        end: asyncio.Future[None] | None = None
+
+        def ended(_: Frame) -> None:
+            nonlocal left
+            left -= 1
+            if not left and end is not None and not end.done():
+                end.set_result(None)
+
+        frames = [self.start_body(body, a, parent, query, part, ended) for part, a in uses]
+        if left:
+            end = asyncio.get_running_loop().create_future()
+            await end
+        return body_values(frames)
+
+    def start_body(
+        self,
+        body: Scope,
+        arguments: Sequence[Json],
+        parent: Frame,
+        query: str,
+        part: str,
+        on_end: Callable[[Frame], None],
+    ) -> Frame:
+        """Start one use of a body. `on_end` may be called before this returns."""
+        path = parent.place(part)
+        frame = Frame(body, arguments, parent.row, on_end, query=query, path=path)
+        self._drive(frame, body.ready.copy())
+        return frame
+
+    def _drive(self, frame: Frame, ready: list[int]) -> None:
+        """Evaluate the operators at `ready` and all that become ready by it."""
+        functions, values, environment = frame.scope.functions, frame.values, frame.environment
+        while ready:
+            position = ready.pop()
+            failure = frame.inherited(position) if frame.failures is not None else None
+            if failure is not None:
+                frame.fail(position, failure)
+                if position in frame.turns:
+                    self._end_turn(frame, position)
+            else:
+                function = functions[position]
+                if function is None:
+                    self._spawn(frame, position)
+                    continue
+                try:
+                    values[position] = function(values, environment)
+                except Exception as error:
+                    frame.fail(position, _failure(frame, position, error))
+            _end(frame, position, ready)
+        if not frame.open:
+            frame.on_end(frame)
+
+    # --- steps -----------------------------------------------------------------------------------
+
+    def _spawn(self, frame: Frame, position: int) -> None:
+        self._tasks.add(asyncio.get_running_loop().create_task(self._run(frame, position)))
+
+    async def _run(self, frame: Frame, position: int) -> None:
+        """One step, from its turn to the operators after it."""
+        try:
+            failure: Failure | None = None
+            try:
+                if position in frame.turns:
+                    await self._order(frame.scope.ops[position]).wait(frame.turns[position])
+                if self.stopping:
+                    failure = Failure(None, position)
+                else:
+                    step = frame.scope.steps[position]
+                    frame.values[position] = await step.run(frame, frame.query_of(position))
+            except FailedBodyError as error:
+                failure = Failure(error.failure.error, position)
+            except DrainingError:
+                # Before the turn ends: no later row may write when this one has not.
+                self._on_draining()
+                failure = Failure(None, position)
+            except Exception as error:
+                failure = _failure(frame, position, error)
+            if failure is not None:
+                frame.fail(position, failure)
+            if position in frame.turns:
+                self._end_turn(frame, position)
+            ready: list[int] = []
+            _end(frame, position, ready)
+            self._drive(frame, ready)
+        except asyncio.CancelledError as error:
+            self._crashed(error)
+            raise
+        except Exception as error:
+            self._crashed(error)
+        finally:
+            task = asyncio.current_task()
+            if task is not None:
+                self._tasks.discard(task)
+
+    def _end_turn(self, frame: Frame, position: int) -> None:
+        self._order(frame.scope.ops[position]).end(frame.turns[position])
+
+    def _order(self, op: Op) -> WriteOrder:
+        order = self._orders.get(op.fingerprint)
+        if order is None:
+            order = self._orders[op.fingerprint] = WriteOrder()
+        return order
+
+    def _crashed(self, error: BaseException) -> None:
+        if self.crash is None:
+            self.crash = error
+            self._on_crash()
+
+    async def cancel(self) -> None:
+        """Cancel the steps under way and wait until they have ended."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+def _end(frame: Frame, position: int, ready: list[int]) -> None:
+    """The operator at `position` has a value or a failure; add what it made ready to `ready`."""
+    frame.open -= 1
+    waits_for = frame.waits_for
+    for dependent in frame.scope.dependents[position]:
+        waits_for[dependent] -= 1
+        if not waits_for[dependent]:
+            ready.append(dependent)
+
+
+def body_values(frames: Sequence[Frame]) -> list[Json]:
+    """The results of ended uses of a body. Raises `FailedBodyError` for the first that has none,
+    or for one that was stopped before it could have one."""
+    first: Failure | None = None
+    for frame in frames:
+        failures: Mapping[int, Failure] = frame.failures or {}
+        failure = failures.get(frame.scope.results[0])
+        if failure is not None and (first is None or failure.error is None):
+            first = failure
+            if failure.error is None:
+                break
+    if first is not None:
+        raise FailedBodyError(first)
+    return [frame.values[frame.scope.results[0]] for frame in frames]
+
+
+def _failure(frame: Frame, position: int, error: Exception) -> Failure:
+    op = frame.scope.ops[position]
+    if not isinstance(error, HaloError):
+        _log.error("defect in %r of row %d", op, frame.row.index, exc_info=error)
+    message = f"{error} (at {frame.path})" if frame.path else str(error)
+    return Failure(RowError(type(error).__name__, message, op.label or op.fingerprint), position)

@@ -1,0 +1,205 @@
+"""The operators that make calls, as steps: Generate, Choose, Tool, Sql; and the compiler that turns
+the operators of a plan, of whatever kind, into scopes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from costmodel.usage import OpMetrics
+from planner.errors import InvariantError
+from planner.logical import (
+    Agent,
+    Body,
+    Choose,
+    Generate,
+    Json,
+    Loop,
+    Map,
+    ModelOp,
+    Op,
+    Reduce,
+    Sql,
+    Tool,
+    When,
+)
+from planner.physical import PhysicalPlan, Worker
+from runtime.agent_loop import AgentStep, ToolCaller
+from runtime.answers import Asker, JsonType, ModelCaller, Options, answer_text
+from runtime.backends.base import Message, Request, ToolSchema
+from runtime.errors import ValueTypeError
+from runtime.evaluator import Evaluator
+from runtime.inline import Compute, compile_inline, compile_prompt
+from runtime.nested import LoopStep, MapStep, ReduceStep, WhenStep
+from runtime.scope import Frame, Scope, Step
+from runtime.values import checked, copied, kind_of
+
+
+class ModelStep:
+    """A `Generate` or `Choose`. Free text is taken as it is, cut or not; typed answers are checked
+    and asked for once more when they do not fit."""
+
+    def __init__(
+        self,
+        op: Generate | Choose,
+        inputs: Sequence[int],
+        worker: Worker,
+        priority: int,
+        asker: Asker,
+    ) -> None:
+        self.op = op
+        self._prompt = compile_prompt(op.prompt, inputs)
+        self._system = compile_prompt(op.system, inputs) if op.system is not None else None
+        self._worker = worker
+        self._priority = priority
+        self._asker = asker
+        self._effect = op.effect
+        self._stop = op.stop if isinstance(op, Generate) else ()
+        self._schema_json = op.schema_json if isinstance(op, Generate) else None
+        self._options = op.options if isinstance(op, Choose) else ()
+        self._answer_type: JsonType | Options | None = None
+        if self._options:
+            self._answer_type = Options(self._options)
+        elif self._schema_json is not None:
+            self._answer_type = JsonType(self._schema_json)
+
+    async def run(self, frame: Frame, query: str) -> Json:
+        op, values = self.op, frame.values
+        user = Message("user", self._prompt(values))
+        request = Request(
+            "",
+            self._worker.model,
+            (user,) if self._system is None else (Message("system", self._system(values)), user),
+            op.max_tokens,
+            op.temperature,
+            op.top_p,
+            None,
+            self._stop,
+            self._schema_json,
+            self._options,
+        )
+        site = frame.site(op, query, effect=self._effect, call_id=op.call_id)
+        priority = frame.row.priority + self._priority
+        worker, answer_type = self._worker.name, self._answer_type
+        if answer_type is not None:
+            return await self._asker.ask(worker, request, site, priority, answer_type)
+        record = await self._asker.models.complete(worker, request, site, priority=priority)
+        return answer_text(record)
+
+
+class ToolStep:
+    """A `Tool`. Arguments are copies: what a tool does to them reaches no other row."""
+
+    def __init__(self, op: Tool, inputs: Sequence[int], tools: ToolCaller) -> None:
+        self.op = op
+        self._arguments = tuple(zip(op.params, inputs, strict=True))
+        self._tools = tools
+
+    async def run(self, frame: Frame, query: str) -> Json:
+        op, values = self.op, frame.values
+        arguments = {name: copied(values[i]) for name, i in self._arguments}
+        site = frame.site(op, query, effect=op.effect, call_id=op.call_id)
+        record = await self._tools.call(op.tool.name, arguments, site)
+        return checked(record.value, f"the answer of tool {op.tool.name!r}")
+
+
+class SqlStep:
+    """A `Sql`: its own text, or a text from the first input."""
+
+    def __init__(self, op: Sql, inputs: Sequence[int], tools: ToolCaller) -> None:
+        self.op = op
+        self._text_at = inputs[0] if op.text is None else None
+        params = inputs if op.text is not None else inputs[1:]
+        self._params = tuple(zip(op.params, params, strict=True))
+        self._tools = tools
+
+    async def run(self, frame: Frame, query: str) -> Json:
+        op, values = self.op, frame.values
+        text: Json = op.text if self._text_at is None else values[self._text_at]
+        if not isinstance(text, str):
+            raise ValueTypeError(f"{op!r} needs a query text, got {kind_of(text)}")
+        site = frame.site(op, query, effect=op.effect, call_id=op.call_id)
+        params = {name: values[i] for name, i in self._params}
+        record = await self._tools.query(op, text, params, site)
+        return checked(record.value, f"the answer of {op!r}")
+
+
+class Compiler:
+    """Compiles the scopes of one run. Equal bodies are compiled once."""
+
+    def __init__(
+        self,
+        plan: PhysicalPlan,
+        *,
+        models: ModelCaller,
+        tools: ToolCaller,
+        tool_schemas: Mapping[str, ToolSchema],
+        metrics: dict[str, OpMetrics],
+        evaluator: Evaluator,
+        is_stopping: Callable[[], bool],
+    ) -> None:
+        self._plan = plan
+        self._workers = {worker.name: worker for worker in plan.workers}
+        self._tools = tools
+        self._tool_schemas = tool_schemas
+        self._metrics = metrics
+        self._evaluator = evaluator
+        self._is_stopping = is_stopping
+        self._asker = Asker(models, metrics)
+        self._bodies: dict[str, Scope] = {}
+
+    def row_scope(self, roots: Sequence[Op], queries: Mapping[Op, str]) -> Scope:
+        """The row scope of `roots`; `queries` says under which query each operator's calls are
+        recorded."""
+        return Scope(roots, self._compile, queries)
+
+    def _body(self, body: Body) -> Scope:
+        scope = self._bodies.get(body.fingerprint)
+        if scope is None:
+            scope = self._bodies[body.fingerprint] = Scope((body.result,), self._compile)
+        return scope
+
+    def _compile(self, op: Op, inputs: Sequence[int]) -> Compute | Step:
+        function = compile_inline(op, inputs)
+        return function if function is not None else self._step(op, inputs)
+
+    def _step(self, op: Op, inputs: Sequence[int]) -> Step:
+        bodies = [self._body(body) for body in op.bodies]
+        match op:
+            case Generate() | Choose():
+                return ModelStep(op, inputs, self._worker(op), self._priority(op), self._asker)
+            case Agent():
+                return AgentStep(
+                    op,
+                    inputs,
+                    self._worker(op),
+                    self._priority(op),
+                    self._asker,
+                    self._tools,
+                    self._tool_schemas,
+                    self._is_stopping,
+                )
+            case Tool():
+                return ToolStep(op, inputs, self._tools)
+            case Sql():
+                return SqlStep(op, inputs, self._tools)
+            case Map():
+                return MapStep(op, inputs, bodies, self._evaluator, self._metrics)
+            case Reduce():
+                return ReduceStep(op, inputs, bodies, self._evaluator, self._metrics)
+            case When():
+                return WhenStep(op, inputs, bodies, self._evaluator, self._metrics)
+            case Loop():
+                return LoopStep(op, inputs, bodies, self._evaluator, self._metrics)
+            case _:
+                raise InvariantError(f"the executor does not know operators of kind {op.kind}")
+
+    def _worker(self, op: ModelOp) -> Worker:
+        name = self._plan.placements.get(op.fingerprint, "")
+        worker = self._workers.get(name)
+        if worker is None:
+            have = ", ".join(self._workers) or "none"
+            raise InvariantError(f"{op!r} is placed on worker {name!r}; the plan has: {have}")
+        return worker
+
+    def _priority(self, op: Op) -> int:
+        return self._plan.priority.get(op.fingerprint, 0)

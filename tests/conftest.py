@@ -1,0 +1,29 @@
+"""Golden files: `pytest --golden` rewrites them instead of comparing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden", action="store_true", help="rewrite golden files")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """`golden("explain/batch.txt", text)`: the text equals the file under tests/fixtures."""
+
+    def compare(name: str, text: str) -> None:
+        path = FIXTURES / name
+        if request.config.getoption("--golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text + "\n", "utf-8")
+        assert path.exists(), f"no golden file {name}; write it with: pytest --golden"
+        assert text + "\n" == path.read_text("utf-8"), f"{name} differs; rewrite with --golden"
+
+    return compare
