@@ -1,7 +1,7 @@
 """Start-up guard: Halo's five packages must come from one place.
 
-`runtime`, `planner` and the others are plain top-level names: a `runtime.py` beside a user's script,
-or another distribution, can hide one of them. Without this check the symptom is an ImportError from
+`runtime`, `planner` and the others are plain top-level names: a `runtime.py` beside a user's
+script, or another distribution, can hide one of them. Without this check the symptom is an ImportError from
 the middle of the package.
 """
 

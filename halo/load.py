@@ -48,7 +48,9 @@ def _from_python(path: Path, name: str) -> Flow:
     except HaloError:
         raise
     except Exception as error:
-        raise WorkflowError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+        raise WorkflowError(
+            f"{path} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     flow = getattr(module, name, None)
     if flow is None or not hasattr(flow, "trace"):
         have = sorted(k for k, v in vars(module).items() if hasattr(v, "trace") and k[0] != "_")

@@ -65,9 +65,7 @@ class RunResult:
 
     def explain(self, *, volatile: bool = True) -> str:
         """EXPLAIN ANALYZE: the plan with estimate beside actual."""
-        return explain_physical(
-            self.plan, self.stats, metrics=self.metrics, volatile=volatile
-        )
+        return explain_physical(self.plan, self.stats, metrics=self.metrics, volatile=volatile)
 
     def summary(self) -> dict[str, Any]:
         """Counts as one JSON-able object; `halo run --json` prints it."""

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from costmodel.usage import OpMetrics
-from planner.logical import Json, canonical_json
+from planner.logical import Json
 from planner.physical import PhysicalPlan
 from planner.stats import PlanStats
-from runtime.backends.base import Backend, ToolSchema
-from runtime.clock import LoopClock, process_cpu_s, utc_now
-from runtime.dispatch import Dispatcher
 from runtime.executor import Executor, Progress
-from runtime.journal import Journal
-from runtime.memory_store import MemoryStore
 from runtime.records import Outcome
-from runtime.run_directory import RunDirectory
-from runtime.sharing import CallTable
-from runtime.sql_tool import Databases
-from runtime.tool_runner import ToolRunner
 from runtime.tools import ToolSpec
 
 

@@ -21,7 +21,7 @@ class Misfit(Exception):
 
 
 def check_schema(text: str, schema_json: str) -> Json:
-    """The value that `text` is JSON of. Raises `Misfit` when it is not JSON or not of the schema."""
+    """The value that `text` is JSON of. Raises `Misfit` when it is no JSON or not of the schema."""
     try:
         value: Json = json.loads(text, parse_constant=_refuse_constant)
     except ValueError as error:

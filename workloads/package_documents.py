@@ -136,7 +136,9 @@ def write_database(path: Path) -> int:
         db.execute("CREATE TABLE dependencies (package VARCHAR, requires VARCHAR)")
         packages = list(_installed())
         for dist in packages:
-            requires = sorted({_requirement_name(r) for r in dist.requires or [] if "extra" not in r})
+            requires = sorted(
+                {_requirement_name(r) for r in dist.requires or [] if "extra" not in r}
+            )
             files = dist.files or []
             size = sum(f.size or 0 for f in files)
             db.execute(

@@ -18,6 +18,8 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted; `halo resume DIR` continues a run that has a directory", file=sys.stderr)
+        print(
+            "interrupted; `halo resume DIR` continues a run that has a directory", file=sys.stderr
+        )
         sys.exit(130)
     sys.exit(code or 0)

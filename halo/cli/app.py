@@ -69,8 +69,12 @@ def run(
     max_in_flight: Annotated[int | None, typer.Option(help="calls in an engine at once")] = None,
     tenant: Annotated[str | None, typer.Option(help="share no answers beyond this tenant")] = None,
     exact: Annotated[bool | None, typer.Option("--exact", help="local engine in float32")] = None,
-    prime: Annotated[bool | None, typer.Option(help="send one call of a shared prefix first")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="plan and print; make no call")] = False,
+    prime: Annotated[
+        bool | None, typer.Option(help="send one call of a shared prefix first")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="plan and print; make no call")
+    ] = False,
     json: Json = False,
     yes: Yes = False,
 ) -> int:
@@ -81,7 +85,9 @@ def run(
         model=model, engine=engine, seed=seed, db=db, max_in_flight=max_in_flight, tenant=tenant,
         exact=exact, prime=prime,
     )  # fmt: skip
-    return verb.run(flows, input, out=out, config_file=config, flags=flags, dry_run=dry_run, json_out=json)
+    return verb.run(
+        flows, input, out=out, config_file=config, flags=flags, dry_run=dry_run, json_out=json
+    )
 
 
 @app.command()

@@ -9,11 +9,12 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from runtime.models.store import ModelStore
+
 import halo
 from halo._siblings import SIBLINGS, hidden_siblings
 from halo.config import Config, load_config
 from halo.errors import HaloError
-from runtime.models.store import ModelStore
 
 DISTRIBUTION = "halo-flow"
 
@@ -69,7 +70,9 @@ def _text(findings: dict[str, Any]) -> str:
     lines += [f"  {k:14} {v['value']!s:24} {v['from']}" for k, v in findings["settings"].items()]
     lines += ["", "engines", *(f"  {k:14} {v}" for k, v in findings["engines"].items())]
     lines += ["", "models"]
-    lines += [f"  {k:32} {'present' if v else 'not fetched'}" for k, v in findings["models"].items()]
+    lines += [
+        f"  {k:32} {'present' if v else 'not fetched'}" for k, v in findings["models"].items()
+    ]
     lines += ["", "problems" if findings["problems"] else "no problems found"]
     lines += [f"  {problem}" for problem in findings["problems"]]
     return "\n".join(lines)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from halo.report import render_text, report as read_report
-from halo.status import render_status, status as read_status
+from halo.report import render_text
+from halo.report import report as read_report
+from halo.status import render_status
+from halo.status import status as read_status
 
 
 def status(directory: Path, *, json_out: bool) -> int:

@@ -7,8 +7,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from halo.progress import Reporter
 from runtime.models.store import ModelStore
+
+from halo.progress import Reporter
 
 
 def list_models(*, json_out: bool) -> int:
@@ -23,9 +24,7 @@ def list_models(*, json_out: bool) -> int:
     table = Table("model", "size", "present", "licence", "note")
     for model in models:
         size = f"{model.size_bytes / 1e6:,.0f} MB"
-        table.add_row(
-            model.name, size, "yes" if model.present else "", model.licence, model.note
-        )
+        table.add_row(model.name, size, "yes" if model.present else "", model.licence, model.note)
     Console().print(table)
     return 0
 

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from halo.progress import Reporter
 from halo.config import load_config
 from halo.errors import RunDirectoryError
 from halo.load import load_flow
+from halo.progress import Reporter
 from halo.result import RunResult
 from halo.rows import read_rows
 from halo.session import Prepared, Session
@@ -130,5 +130,3 @@ def _absolute(flow: str) -> str:
     if colon and path.endswith(".py"):
         return f"{Path(path).absolute()}:{name}"
     return str(Path(flow).absolute())
-
-

@@ -30,7 +30,8 @@ def describe_backend(engine: str, model: str, options: EngineOptions) -> Capabil
 
         return describe(model, options.models_dir, max_in_flight=options.max_in_flight)
     if engine == "simulated":
-        from runtime.backends.simulated import DEFAULT_CAPABILITIES, describe as simulated
+        from runtime.backends.simulated import DEFAULT_CAPABILITIES
+        from runtime.backends.simulated import describe as simulated
 
         return simulated(options.max_in_flight or DEFAULT_CAPABILITIES.max_in_flight)
     raise unknown_engine(engine)
