@@ -1,8 +1,8 @@
 """Start-up guard: Halo's five packages must come from one place.
 
 `runtime`, `planner` and the others are plain top-level names: a `runtime.py` beside a user's
-script, or another distribution, can hide one of them. Without this check the symptom is an ImportError from
-the middle of the package.
+script, or another distribution, can hide one of them. Without this check the symptom is an
+ImportError from the middle of the package.
 """
 
 from __future__ import annotations
