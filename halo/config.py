@@ -27,16 +27,16 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    engine: str = Field("local", description="local, simulated (more engines by URL later)")
-    model: str = Field("", description="default model; empty chooses by memory")
-    seed: int = Field(0, description="seed of sampled calls and of the simulated engine")
-    db: Path | None = Field(None, description="default DuckDB database of SQL steps")
-    models_dir: Path | None = Field(None, description="where model weights are kept")
-    threads: int | None = Field(None, ge=1, description="threads of the local engine")
-    max_in_flight: int | None = Field(None, ge=1, description="calls in an engine at once")
-    tenant: str = Field("", description="answers are never shared between tenants")
-    exact: bool = Field(False, description="local engine in float32, for comparisons")
-    prime: bool = Field(True, description="send one call of a shared prefix first")
+    engine: str = Field(default="local", description="local, simulated (more engines by URL later)")
+    model: str = Field(default="", description="default model; empty chooses by memory")
+    seed: int = Field(default=0, description="seed of sampled calls and of the simulated engine")
+    db: Path | None = Field(default=None, description="default DuckDB database of SQL steps")
+    models_dir: Path | None = Field(default=None, description="where model weights are kept")
+    threads: int | None = Field(default=None, ge=1, description="threads of the local engine")
+    max_in_flight: int | None = Field(default=None, ge=1, description="calls in an engine at once")
+    tenant: str = Field(default="", description="answers are never shared between tenants")
+    exact: bool = Field(default=False, description="local engine in float32, for comparisons")
+    prime: bool = Field(default=True, description="send one call of a shared prefix first")
 
 
 def load_config(

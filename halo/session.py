@@ -34,7 +34,7 @@ from runtime.backends.base import Backend
 from runtime.backends.create import EngineOptions, create_backend, describe_backend
 from runtime.clock import new_event_loop
 from runtime.executor import Progress
-from runtime.run import RunHandle, RunInputs
+from runtime.run import Finished, RunHandle, RunInputs
 from runtime.tools import ToolSpec
 
 Batch: TypeAlias = "Sequence[tuple[Flow, Any]]"
@@ -195,6 +195,7 @@ class Session:
         """Run what `prepare` made."""
         inputs = RunInputs(
             plan=prepared.plan,
+            stats=prepared.stats,
             rows=prepared.rows_by_source,
             tools=prepared.tools,
             database=self.config.db,
@@ -215,6 +216,7 @@ class Session:
             metrics=finished.metrics,
             rows_total=finished.rows_total,
             elapsed_s=finished.elapsed_s,
+            run_clock_s=finished.run_clock_s,
             cpu_s=finished.cpu_s,
             out=inputs.out,
             stopped=finished.stopped,
@@ -231,7 +233,7 @@ class Session:
             raise HaloError(f"{outcome.error.type}: {outcome.error.message}")
         return outcome.value
 
-    async def _run(self, handle: RunHandle, prepared: Prepared, announce: Announce) -> Any:
+    async def _run(self, handle: RunHandle, prepared: Prepared, announce: Announce) -> Finished:
         engines: dict[str, Backend] = {}
         for worker in prepared.plan.workers:
             if worker.name not in self._engines:
