@@ -60,8 +60,9 @@ class RunResult:
 
     def df(self, query: str | None = None) -> Any:
         """A pandas data frame: row, key, error, and the value's fields. Needs pandas installed."""
-        import pandas  # pyright: ignore
+        from importlib import import_module
 
+        pandas: Any = import_module("pandas")
         records: list[dict[str, Any]] = []
         for outcome in self._of(query):
             value = outcome.value if isinstance(outcome.value, dict) else {"value": outcome.value}
