@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -182,8 +182,7 @@ _Dumper.add_representer(list, _list_node)
 
 def to_yaml(document: Mapping[str, Any]) -> str:
     """A document as YAML text, keys in the given order."""
-    dump: Callable[..., Any] = yaml.dump  # pyright: ignore[reportUnknownMemberType]
-    text = dump(
+    text = cast(Any, yaml).dump(
         dict(document),
         Dumper=_Dumper,
         sort_keys=False,
