@@ -202,6 +202,7 @@ class Session:
             seed=self.config.seed,
             tenant=self.config.tenant,
             prime=self.config.prime,
+            budget=self.config.limits,
             out=Path(out) if out is not None else None,
             resume=resume,
             manifest={"config": self._manifest_config(), **(asked or {})},
@@ -220,6 +221,7 @@ class Session:
             cpu_s=finished.cpu_s,
             out=inputs.out,
             stopped=finished.stopped,
+            budget_reached=finished.budget_reached,
             engine_requests=finished.engine_requests,
         )
 
