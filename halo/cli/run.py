@@ -42,15 +42,15 @@ def run(
         return _execute(session, prepared, out=out, resume=False, asked=asked, json_out=json_out)
 
 
-def resume(directory: Path, *, json_out: bool) -> int:
-    """Continue the run in `directory` from its manifest."""
+def resume(directory: Path, *, json_out: bool, flags: dict[str, Any]) -> int:
+    """Continue the run in `directory` from its manifest; a budget counts anew."""
     manifest = RunDirectory.open(directory).manifest
     if "flows" not in manifest:
         raise RunDirectoryError(
             f"{directory} was started from Python with objects that no file names; continue it "
             "with halo.run(workflow, rows, out=DIR, resume=True)"
         )
-    config, _ = load_config(manifest["config"])
+    config, _ = load_config({**manifest["config"], **flags})
     with Session(config) as session:
         prepared = prepare(session, manifest["flows"], manifest["input"])
         return _execute(
@@ -92,7 +92,7 @@ def _execute(
                 print(json.dumps(outcome.value, ensure_ascii=False))
     _say_end(result)
     if result.stopped:
-        return 130
+        return 4 if result.budget_reached else 130
     return 3 if result.errors else 0
 
 
