@@ -1,4 +1,4 @@
-"""One query block (a SELECT): its clauses, where its calls stand, and what a harvest may use of it."""
+"""One query block (a SELECT): its clauses, where calls stand, what a harvest may use of it."""
 
 from __future__ import annotations
 

@@ -81,6 +81,24 @@ class Lifter:
         given = self._unpack(written, function, given, options)
         return _Reader(self, node, function, given, options, order).call()
 
+    def similarity(self, node: exp.Anonymous) -> Any:
+        """AI_SIMILARITY(a, b) as the cosine of two embeddings, each of which is made once."""
+        function = FUNCTIONS["AI_SIMILARITY"]
+        given, options, _ = self._arguments(node, function)
+        _Reader(self, node, function, given, options, None)
+        named = [
+            exp.PropertyEQ(this=exp.to_identifier(name), expression=value)
+            for name, value in options.items()
+        ]
+        embeddings: list[Any] = []
+        for each in given:
+            embed = exp.Anonymous(
+                this="ZZ_EMBED", expressions=[each.copy(), *(n.copy() for n in named)]
+            )
+            embed.meta.update(node.meta)
+            embeddings.append(exp.cast(embed, "FLOAT[]"))
+        return exp.Anonymous(this="list_cosine_similarity", expressions=embeddings)
+
     # --- arguments -------------------------------------------------------------------------------
 
     def _arguments(

@@ -1,9 +1,9 @@
 """Masking: AI function names become names that sqlglot gives no meaning of its own.
 
 sqlglot types some of them too narrowly (`AI_CLASSIFY` takes three arguments at most, `AI.IF` is
-read as `IF`), and its classes cannot be subclassed in its compiled build. So a known name before `(`
-gets `ZZ` in place of its first two letters, and the dotted form also loses its dot. The length of
-the text does not change: every position stays right.
+read as `IF`), and its classes cannot be subclassed in its compiled build. So a known name that
+stands before a parenthesis gets `ZZ` in place of its first two letters, and the dotted form also
+loses its dot. The length of the text does not change: every position stays right.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Splitting: a statement becomes harvests, calls and look-ups, so that DuckDB runs ordinary SQL only.
+"""Splitting: a statement becomes harvests, calls and look-ups; DuckDB runs ordinary SQL only.
 
 For every query block, innermost first: pick the next call whose arguments hold no call; *harvest*
 the distinct arguments that can matter, with a query made of the block's own FROM and the conditions
@@ -26,6 +26,7 @@ from halo.sql.block import (
 )
 from halo.sql.calls import Call, CallSpec
 from halo.sql.errors import SqlError
+from halo.sql.functions import FOREIGN, MASKED
 from halo.sql.guards import Guard, conjuncts, guards_of
 from halo.sql.lift import Lifter, literal, offset_of
 from halo.sql.types import quoted
@@ -72,7 +73,7 @@ class Host(Protocol):
         """Plan the reading of documents; the name of their table."""
         ...
 
-    def errors_table(self) -> str | None:
+    def errors_table(self) -> str:
         """The name of the table of the errors of the statements before this one."""
         ...
 
@@ -122,6 +123,9 @@ class Splitter:
         holder = exp.Subquery(this=tree)
         self._root = holder
         self._sources(holder)
+        for node in list(holder.find_all(exp.Anonymous)):
+            if str(node.this).upper() == "ZZ_SIMILARITY":
+                node.replace(self._lifter.similarity(node))
         for node in holder.find_all(exp.Anonymous):
             self._lifter.check_name(node)
         self._query(holder.this, _Scope(), [])
@@ -145,11 +149,10 @@ class Splitter:
                     raise self._refuse(
                         "S204", function, "an AI function gives one value and is no table"
                     )
-            elif isinstance(function, exp.Identifier) and function.name.lower() == "halo_errors":
-                if not table.args.get("db") and (name := self._host.errors_table()) is not None:
-                    table.set("this", exp.to_identifier(name))
-                    if not table.alias:
-                        table.set("alias", exp.TableAlias(this=exp.to_identifier("halo_errors")))
+            elif function.name.lower() == "halo_errors" and not table.args.get("db"):
+                table.set("this", exp.to_identifier(self._host.errors_table()))
+                if not table.alias:
+                    table.set("alias", exp.TableAlias(this=exp.to_identifier("halo_errors")))
 
     def _document(self, table: exp.Table, function: exp.Anonymous) -> None:
         offset = offset_of(function) or 0
@@ -217,16 +220,10 @@ class Splitter:
         block.grouped = self._is_grouped(select)
         if self._calls_in_block(select):
             self._normalize(select)
-        if block.scope.outer is None or "prune-outputs" not in self._host.rules:
-            pass
         if "prune-outputs" in self._host.rules:
             self._prune(block)
         for name, root in clauses(select):
-            if name == "join" and isinstance(root, exp.Join):
-                if on := root.args.get("on"):
-                    self._clause(block, name, root, on)
-            else:
-                self._clause(block, name, root, root)
+            self._clause(block, name, root)
 
     def _from(self, block: _Block) -> None:
         """The derived tables of FROM; those after the first may look at those before (LATERAL)."""
@@ -249,12 +246,18 @@ class Splitter:
             while pending := self._ready_calls(source):
                 self._one(block, "from", item, pending[0])
 
-    def _clause(self, block: _Block, name: str, root: Any, inside: Any) -> None:
-        for query in subqueries(inside):
+    def _clause(self, block: _Block, name: str, root: Any) -> None:
+        def inside() -> Any:
+            # What a join is with has been seen to already.
+            return root.args.get("on") if isinstance(root, exp.Join) else root
+
+        if inside() is None:
+            return
+        for query in subqueries(inside()):
             self._query(query, _Scope(block.scope.ctes, block, query, root), [])
         if name == "where":
             self._chain(block, root)
-        while pending := self._ready_calls(inside):
+        while pending := self._ready_calls(inside()):
             self._one(block, name, root, pending[0])
 
     # --- calls -----------------------------------------------------------------------------------
@@ -378,7 +381,9 @@ class Splitter:
             if not extra:
                 query = query.distinct()
             for name in columns:
-                query = query.where(exp.Not(this=exp.Is(this=exp.column(name), expression=exp.null())))
+                query = query.where(
+                    exp.Not(this=exp.Is(this=exp.column(name), expression=exp.null()))
+                )
             return query.order_by(*(exp.column(columns[i]) for i in order), *extra)
 
         wrap.inner = inner  # type: ignore[attr-defined]
@@ -463,7 +468,9 @@ class Splitter:
         ]
         value: Any = exp.column(VALUE, table)
         if call.on_error == "detail":
-            message = exp.Dot(this=exp.column(ERROR, table), expression=exp.to_identifier("message"))
+            message = exp.Dot(
+                this=exp.column(ERROR, table), expression=exp.to_identifier("message")
+            )
             value = exp.Struct(
                 expressions=[
                     exp.PropertyEQ(this=exp.to_identifier("value"), expression=value),
@@ -472,7 +479,9 @@ class Splitter:
             )
         if call.spec.per_row:
             value = exp.ArrayAgg(
-                this=exp.Order(this=value, expressions=[exp.Ordered(this=exp.column(NUMBER, table))])
+                this=exp.Order(
+                    this=value, expressions=[exp.Ordered(this=exp.column(NUMBER, table))]
+                )
             )
         if frame.checked:
             value = exp.Struct(
@@ -495,14 +504,7 @@ class Splitter:
         if call.spec.per_row:
             window = exp.Window(this=exp.RowNumber(), partition_by=[key.copy() for key in keys])
             lookup = exp.Bracket(this=exp.paren(lookup), expressions=[window])
-        self._replace(call, lookup)
-
-    def _replace(self, call: Call, lookup: Any) -> None:
-        node = call.node
-        parent = node.parent
-        if isinstance(parent, exp.Select) and node.arg_key == "expressions":
-            lookup = exp.alias_(lookup, quoted_name(call.spec.label.lower()), quoted=True)
-        node.replace(lookup)
+        call.node.replace(lookup)
 
     # --- chains ----------------------------------------------------------------------------------
 
@@ -595,7 +597,9 @@ class Splitter:
             query = exp.select(*(exp.column(name) for name in all_columns))
             query = query.from_(exp.Subquery(this=source, alias=exp.to_identifier("halo_h")))
             for name in all_columns:
-                query = query.where(exp.Not(this=exp.Is(this=exp.column(name), expression=exp.null())))
+                query = query.where(
+                    exp.Not(this=exp.Is(this=exp.column(name), expression=exp.null()))
+                )
             if limit is None:
                 query = query.distinct().order_by(*(exp.column(name) for name in all_columns))
             return query
@@ -786,11 +790,23 @@ class Splitter:
             return
         if holder.args.get("alias") is None or holder.args["alias"].args.get("columns"):
             return
-        if any(isinstance(n, exp.Star | exp.Columns) for n in self._root.find_all(exp.Star, exp.Columns)
-               if not isinstance(n.parent, exp.Count)):
+        if any(
+            isinstance(n, exp.Star | exp.Columns)
+            for n in self._root.find_all(exp.Star, exp.Columns)
+            if not isinstance(n.parent, exp.Count)
+        ):
             return
-        used = {n.name.lower() for n in self._root.find_all(exp.Column) if n.find_ancestor(exp.Select) is not select or True}
-        own = {n.name.lower() for each in select.expressions for n in [each] if isinstance(each, exp.Alias)}
+        used = {
+            n.name.lower()
+            for n in self._root.find_all(exp.Column)
+            if n.find_ancestor(exp.Select) is not select or True
+        }
+        own = {
+            n.name.lower()
+            for each in select.expressions
+            for n in [each]
+            if isinstance(each, exp.Alias)
+        }
         for each in select.expressions:
             if not isinstance(each, exp.Alias) or not self._calls_in(each):
                 continue
@@ -873,8 +889,11 @@ class Splitter:
     # --- checks ----------------------------------------------------------------------------------
 
     def _normalize(self, select: exp.Select) -> None:
-        """Resolve names and numbers of outputs that hold calls, so that every clause shows what it
-        depends on."""
+        """Give every output that holds a call a name, and resolve names and numbers of outputs, so
+        that every clause shows what it depends on."""
+        for each in select.expressions:
+            if self._calls_in(each) and not isinstance(each, exp.Alias):
+                each.replace(exp.alias_(each.copy(), self._title(each), quoted=True))
         outputs = {
             each.alias.lower(): each.this
             for each in select.expressions
@@ -911,6 +930,14 @@ class Splitter:
                     # Sorting by the name of an output needs nothing more than the output.
                     continue
                 column.replace(exp.paren(target.copy()))
+
+    def _title(self, node: Any) -> str:
+        """The name of an output that was given none: of a bare call, that of its function."""
+        if isinstance(node, exp.Filter):
+            node = node.this
+        if isinstance(node, exp.Anonymous):
+            return MASKED.get(str(node.this).upper(), str(node.this)).lower()
+        return str(node.sql("duckdb")).replace("ZZ_", "ai_").lower()
 
     def _check_place(self, node: Any, block: _Block) -> None:
         parent = node.parent
@@ -977,8 +1004,6 @@ class Splitter:
                 )  # fmt: skip
 
     def _refuse(self, code: str, node: Any, message: str) -> SqlError:
-        from halo.sql.functions import FOREIGN, MASKED
-
         name = ""
         if isinstance(node, exp.Anonymous):
             name = MASKED.get(str(node.this).upper(), str(node.this).upper())
@@ -1068,16 +1093,14 @@ def tables_in(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(re.findall(r"\bhalo_(?:ai|doc)_[0-9a-f]{12}\b", text)))
 
 
-def quoted_name(label: str) -> str:
-    """The output name of a bare call: that of its function."""
-    return label.partition("(")[0]
-
-
 def is_unnesting(select: exp.Select) -> bool:
     """Whether the select list makes several rows of one."""
     return any(
         isinstance(node, exp.Explode | exp.Unnest)
-        or (isinstance(node, exp.Anonymous) and str(node.this).lower() in ("unnest", "generate_series"))
+        or (
+            isinstance(node, exp.Anonymous)
+            and str(node.this).lower() in ("unnest", "generate_series")
+        )
         for each in select.expressions
         for node in own_nodes(each)
     )
