@@ -188,15 +188,16 @@ class Body:
         return walk((self.result,))
 
 
-def walk(roots: tuple[Op, ...]) -> Iterator[Op]:
-    """Operators reachable from `roots` in one scope, dependencies first, each once. Iterative."""
+def walk(roots: tuple[Op, ...], stop_at: Op | None = None) -> Iterator[Op]:
+    """Operators reachable from `roots` in one scope, dependencies first, each once; those of
+    `stop_at` only if something else reaches them. Iterative."""
     done: set[Op] = set()
     stack: list[tuple[Op, bool]] = [(root, False) for root in reversed(roots)]
     while stack:
         op, expanded = stack.pop()
         if op in done:
             continue
-        if expanded:
+        if expanded or op == stop_at:
             done.add(op)
             yield op
             continue

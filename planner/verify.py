@@ -16,6 +16,7 @@ from planner.logical import (
     Choose,
     Column,
     Compare,
+    Const,
     Effect,
     Field,
     Filter,
@@ -199,6 +200,9 @@ def _verify_inputs(op: Op) -> None:
         case Sql(params=params, text=text):
             wanted = len(params) + (1 if text is None else 0)
             _expect(op, n == wanted, f"takes {wanted} inputs (query text and parameters), has {n}")
+        case SqlRows():
+            constant = all(isinstance(each, Const) for each in op.param_inputs)
+            _expect(op, constant, "has a parameter that is no constant")
         case Map() | Reduce() | Loop():
             for body in op.bodies:
                 _expect(op, n >= 1 and n == body.n_params, _body_message(body, n))
