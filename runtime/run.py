@@ -31,10 +31,11 @@ from runtime.executor import Executor, Progress
 from runtime.journal import Journal
 from runtime.journal_reader import read_outcomes
 from runtime.memory_store import MemoryStore
-from runtime.records import Outcome, Store
+from runtime.records import Outcome, Recovered, Store
 from runtime.results import write_results
 from runtime.run_directory import RunDirectory, describe_operators
 from runtime.sharing import CallTable
+from runtime.sql_session import SessionQueries, SqlSession
 from runtime.sql_tool import Databases
 from runtime.tool_runner import ToolRunner
 from runtime.tools import ToolSpec
@@ -49,6 +50,7 @@ class RunInputs:
     Attributes:
         out: the run directory; None keeps the run in memory.
         resume: continue what `out` holds, if it holds anything.
+        sql: the DuckDB session of a SQL batch.
         manifest: JSON that says how to rebuild the batch on resume; what status and report need is
             added to it.
     """
@@ -64,6 +66,7 @@ class RunInputs:
     budget: Budget = NO_BUDGET
     out: Path | None = None
     resume: bool = False
+    sql: SqlSession | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -79,6 +82,7 @@ class Finished:
         stopped: empty unless rows were left for a resume, and then why.
         budget_reached: whether that was the budget.
         engine_requests: by worker, how often its engine says it was asked.
+        recovered: failures that became values (`planner.logical.Recover`).
     """
 
     outcomes: Mapping[str, Sequence[Outcome]]
@@ -90,6 +94,7 @@ class Finished:
     stopped: str
     budget_reached: bool
     engine_requests: Mapping[str, int]
+    recovered: Sequence[Recovered] = ()
 
 
 class RunHandle:
@@ -180,6 +185,7 @@ class RunHandle:
             store=store,
             clock=self.clock,
             metrics=metrics,
+            row_queries=SessionQueries(inputs.sql, store, self.clock) if inputs.sql else None,
         )
         if self._stopped:
             executor.stop()
@@ -203,6 +209,7 @@ class RunHandle:
                 worker: engine.requests_seen - seen_before[worker]
                 for worker, engine in engines.items()
             },
+            recovered=tuple(executor.recovered),
         )
 
 
