@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from halo.config import load_config
-from halo.errors import RunDirectoryError
+from halo.dsl.workflow import user_line
+from halo.errors import HaloError, RunDirectoryError, WorkflowError
 from halo.load import load_flow
 from halo.progress import Reporter
 from halo.result import RunResult
@@ -61,7 +62,19 @@ def resume(directory: Path, *, json_out: bool, flags: dict[str, Any]) -> int:
 def prepare(session: Session, flows: list[str], rows: str) -> Prepared:
     """The planned batch of `flows`, each over the same rows."""
     row_set = read_rows(rows)
-    return session.prepare([(load_flow(flow), row_set) for flow in flows])
+    loaded = [load_flow(flow) for flow in flows]
+    try:
+        return session.prepare([(flow, row_set) for flow in loaded])
+    except HaloError:
+        raise
+    except Exception as error:
+        place = user_line(error)
+        if not place:
+            raise
+        raise WorkflowError(
+            f"{place}: {type(error).__name__}: {error} (while the workflow was traced: it runs "
+            "once, with lazy values, to record its plan)"
+        ) from error
 
 
 def _execute(
