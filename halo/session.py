@@ -35,6 +35,7 @@ from runtime.backends.create import EngineOptions, create_backend, describe_back
 from runtime.clock import new_event_loop
 from runtime.executor import Progress
 from runtime.run import Finished, RunHandle, RunInputs
+from runtime.sql_session import SqlSession
 from runtime.tools import ToolSpec
 
 Batch: TypeAlias = "Sequence[tuple[Flow, Any]]"
@@ -191,8 +192,9 @@ class Session:
         on_progress: OnProgress | None = None,
         announce: Announce | None = None,
         asked: Mapping[str, Json] | None = None,
+        sql: SqlSession | None = None,
     ) -> RunResult:
-        """Run what `prepare` made."""
+        """Run what `prepare` made. `sql` is the database of a SQL batch (`halo.sql.batch`)."""
         inputs = RunInputs(
             plan=prepared.plan,
             stats=prepared.stats,
@@ -205,6 +207,7 @@ class Session:
             budget=self.config.limits,
             out=Path(out) if out is not None else None,
             resume=resume,
+            sql=sql,
             manifest={"config": self._manifest_config(), **(asked or {})},
         )
         handle = RunHandle(inputs)
@@ -223,6 +226,7 @@ class Session:
             stopped=finished.stopped,
             budget_reached=finished.budget_reached,
             engine_requests=finished.engine_requests,
+            recovered=finished.recovered,
         )
 
     def evaluate(self, plan: LogicalPlan, tools: Mapping[str, ToolSpec]) -> Json:
@@ -281,6 +285,14 @@ class Session:
             name, _ = choose_default()
         self._default_model = self._default_model or name
         return name or "simulated"
+
+    def why_not_model(self, name: str) -> str:
+        """Why the session's engine cannot serve a model of this name; empty when it can."""
+        try:
+            describe_backend(self.config.engine, name, self._engine_options())
+        except HaloError as error:
+            return str(error)
+        return ""
 
     def _worker(self, model: str) -> Worker:
         name = self._model(model)

@@ -1,8 +1,8 @@
-"""The queries of a SQL batch: one DuckDB instance that the front end opened and locked, one cursor.
+"""The queries of a SQL batch: one cursor of a DuckDB instance that the front end opened and locked.
 
-Answer tables are temporary tables of the cursor, made when a query first reads them; results stay in
-DuckDB. A statement that writes leaves a mark in the database in the same transaction, so that a run
-which is killed and resumed does not write twice.
+Answer tables are temporary tables of the cursor, made when a query first reads them; results stay
+in DuckDB. A statement that writes leaves a mark in the database in the same transaction, so that a
+run which is killed and resumed does not write twice.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class SessionQueries:
     def _keep(self, cursor: DuckDBPyConnection, op: SqlRows, params: Mapping[str, Json]) -> int:
         table = f'{self._session.results}."{op.into}"'
         cursor.execute(f"CREATE OR REPLACE TABLE {table} AS {op.text}", dict(params) or None)
-        return _count(cursor.sql(f"SELECT count(*) FROM {table}").fetchone())
+        return _count(cursor.sql(f"SELECT count(*) FROM {table}").fetchall()[0])
 
     def _write(
         self, cursor: DuckDBPyConnection, op: SqlRows, params: Mapping[str, Json], key: str
@@ -138,12 +138,13 @@ class SessionQueries:
         marks = f"{self._session.marks}.{_MARKS}" if self._session.marks else ""
         if marks:
             cursor.execute(f"CREATE TABLE IF NOT EXISTS {marks} (key VARCHAR, count BIGINT)")
-            found = cursor.execute(f"SELECT count FROM {marks} WHERE key = ?", [key]).fetchone()
-            if found is not None:
-                return _count(found)
+            found = cursor.execute(f"SELECT count FROM {marks} WHERE key = ?", [key]).fetchall()
+            if found:
+                return _count(found[0])
         cursor.execute("BEGIN TRANSACTION")
         try:
-            count = _count(cursor.execute(op.text, dict(params) or None).fetchone())
+            answered = cursor.execute(op.text, dict(params) or None).fetchall()
+            count = _count(answered[0] if answered else None)
             if marks:
                 cursor.execute(f"INSERT INTO {marks} VALUES (?, ?)", [key, count])
             cursor.execute("COMMIT")
@@ -204,4 +205,3 @@ def _fetch(
 
 def _count(row: Any) -> int:
     return int(row[0]) if row and isinstance(row[0], int) else 0
-

@@ -9,6 +9,7 @@ Python variables as tables.
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,10 +85,36 @@ def allowed(literals: Iterable[str]) -> tuple[list[str], list[str]]:
     return directories, files
 
 
-def open_database(access: Access, tables: Mapping[str, Any] | None = None) -> DuckDBPyConnection:
-    """A locked connection with `tables` in it. Raises `SqlError`."""
+RESULTS = "halo_results"
+
+
+@dataclass
+class OpenDatabase:
+    """A locked DuckDB instance with its three cursors: to bind texts, to run them, to read results.
+
+    `scratch` is a directory that DuckDB may write to: results are exported through it.
+    """
+
+    connection: DuckDBPyConnection
+    planning: DuckDBPyConnection
+    running: DuckDBPyConnection
+    reading: DuckDBPyConnection
+    scratch: tempfile.TemporaryDirectory[str]
+    results: str
+    marks: str
+
+    def close(self) -> None:
+        """Close everything. Safe to call twice."""
+        for each in (self.planning, self.running, self.reading, self.connection):
+            each.close()
+        self.scratch.cleanup()
+
+
+def open_database(access: Access, tables: Mapping[str, Any] | None = None) -> OpenDatabase:
+    """A locked instance with `tables` in it. Raises `SqlError`."""
     import duckdb
 
+    scratch = tempfile.TemporaryDirectory(prefix="halo-sql-")
     connection = duckdb.connect(
         ":memory:",
         config={
@@ -95,19 +122,30 @@ def open_database(access: Access, tables: Mapping[str, Any] | None = None) -> Du
             "autoload_known_extensions": False,
             "python_enable_replacements": False,
             "memory_limit": f"{access.memory_bytes}B",
+            "temp_directory": scratch.name,
             "threads": access.threads,
         },
     )
     try:
         for name, rows in (tables or {}).items():
             load_table(connection, name, rows)
+        connection.execute(f"CREATE SCHEMA memory.{RESULTS}")
+        path = "memory.main"
         if access.database is not None:
             _attach(connection, access)
-        _lock(connection, access)
+            path = f"{CATALOG}.main,memory.main"
+        cursors = [connection.cursor() for _ in range(3)]
+        for cursor in cursors:
+            cursor.execute(f"SET search_path = '{path}'")
+        _lock(connection, access, scratch.name)
     except BaseException:
         connection.close()
+        scratch.cleanup()
         raise
-    return connection
+    marks = f"{CATALOG}.main" if access.database is not None and access.writable else ""
+    return OpenDatabase(
+        connection, cursors[0], cursors[1], cursors[2], scratch, f"memory.{RESULTS}", marks
+    )
 
 
 def _attach(connection: DuckDBPyConnection, access: Access) -> None:
@@ -123,11 +161,11 @@ def _attach(connection: DuckDBPyConnection, access: Access) -> None:
         connection.execute(f"ATTACH '{text}' AS {CATALOG}{mode}")
     except duckdb.Error as error:
         raise SqlError("S302", f"{path} cannot be opened as a DuckDB file: {error}") from None
-    connection.execute(f"USE {CATALOG}")
 
 
-def _lock(connection: DuckDBPyConnection, access: Access) -> None:
+def _lock(connection: DuckDBPyConnection, access: Access, scratch: str) -> None:
     directories, files = allowed(access.literals)
+    directories.append(f"{scratch}/")
     directories += [f"{each.resolve()}/" for each in access.directories]
     connection.execute(f"SET allowed_directories = {_list(directories)}")
     connection.execute(f"SET allowed_paths = {_list(files)}")
@@ -154,7 +192,6 @@ def load_table(connection: DuckDBPyConnection, name: str, rows: Any) -> None:
 
 def _from_objects(connection: DuckDBPyConnection, name: str, rows: list[Any]) -> Any:
     import json
-    import tempfile
 
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise SqlError(

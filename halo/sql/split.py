@@ -296,7 +296,8 @@ class Splitter:
             ]
             if not inner:
                 ready.append(node)
-        return ready
+        # The condition of an aggregate's FILTER guards what the aggregate is of.
+        return sorted(ready, key=lambda node: 0 if _in_filter(node) else 1)
 
     def _one(self, block: _Block, clause: str, root: Any, node: Any) -> None:
         """Answer one call and put a look-up in its place."""
@@ -503,7 +504,7 @@ class Splitter:
             lookup = exp.paren(lookup)
         if call.spec.per_row:
             window = exp.Window(this=exp.RowNumber(), partition_by=[key.copy() for key in keys])
-            lookup = exp.Bracket(this=exp.paren(lookup), expressions=[window])
+            lookup = exp.Anonymous(this="list_extract", expressions=[lookup, window])
         call.node.replace(lookup)
 
     # --- chains ----------------------------------------------------------------------------------
@@ -646,11 +647,14 @@ class Splitter:
             return _Frame(select, [], self._free, before=root, lasting=False)
         if clause == "join":
             if join_side(root) or not is_inner(select):
-                return _Frame(select, guards, self._free, join=root, lasting=False)
+                own = [guard for guard in guards if not guard.lasting]
+                return _Frame(select, own, self._free, join=root, lasting=False)
             pushed = self._pushed(block)
             if "push-predicates" in rules:
                 pushed += self._where_guards(select)
-            return _Frame(select, [*guards, *pushed], self._free, lasting=lasting)
+            # What holds of the whole condition stands in the join already.
+            own = [guard for guard in guards if not guard.lasting]
+            return _Frame(select, [*own, *pushed], self._free, lasting=lasting)
         if clause == "where":
             return _Frame(select, [*guards, *self._pushed(block)], self._free, lasting=lasting)
         pushed = [*guards, *self._pushed(block)]
@@ -770,7 +774,8 @@ class Splitter:
             return False
         node = call.node.parent
         while node is not None and not isinstance(node, exp.Select):
-            if self._is_aggregate(node):
+            filtered = node.this if isinstance(node, exp.Filter) else node
+            if self._is_aggregate(filtered):
                 return True
             node = node.parent
         return False
@@ -936,7 +941,8 @@ class Splitter:
         if isinstance(node, exp.Filter):
             node = node.this
         if isinstance(node, exp.Anonymous):
-            return MASKED.get(str(node.this).upper(), str(node.this)).lower()
+            name = MASKED.get(str(node.this).upper(), str(node.this).upper())
+            return FOREIGN.get(name, name).lower()
         return str(node.sql("duckdb")).replace("ZZ_", "ai_").lower()
 
     def _check_place(self, node: Any, block: _Block) -> None:
@@ -1111,6 +1117,11 @@ def _prompt_order(spec: CallSpec, n_keys: int) -> list[int]:
     first stand together, which is what a prefix cache wants."""
     shown = [each for each in spec.segments if isinstance(each, int) and each < n_keys]
     return list(dict.fromkeys([*shown, *range(n_keys)]))
+
+
+def _in_filter(node: Any) -> bool:
+    where = node.find_ancestor(exp.Where, exp.Select)
+    return isinstance(where, exp.Where) and isinstance(where.parent, exp.Filter)
 
 
 def _plain(part: Any) -> tuple[Any, bool]:
