@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ class SqlBatch:
         try:
             self.compiled = self._compile()
             self.prepared: Prepared | None = None
+            self.last_run: RunResult | None = None
             if self.compiled:
                 self.prepared = session.prepare([(each, _NO_ROWS) for each in self.compiled])
         except BaseException:
@@ -124,7 +126,7 @@ class SqlBatch:
             return []
         run_id = run_id or secrets.token_hex(8)
         database = self.database
-        run = self._session.run_prepared(
+        self.last_run = run = self._session.run_prepared(
             self.prepared,
             out=out,
             resume=resume,
@@ -144,12 +146,15 @@ class SqlBatch:
             self._export(out, results)
         return results
 
-    def failures(self, run: RunResult) -> list[SqlError]:
-        """The statements that failed, each with its reason."""
+    @property
+    def failures(self) -> list[SqlError]:
+        """The statements of the last run that failed, each with its reason."""
+        if self.last_run is None:
+            return []
         return [
             SqlError("S500", f"statement {each.statement.number} failed: {outcome.error.message}")
             for each in self.compiled
-            for outcome in run.outcomes.get(each.name, ())
+            for outcome in self.last_run.outcomes.get(each.name, ())
             if outcome.error is not None
         ]
 
@@ -183,7 +188,7 @@ class SqlBatch:
             check_model=self._check_model,
             workflows={flow.name: flow for flow in self._options.workflows},
             tools=self._tools(),
-            aggregates=_aggregates(cursor),
+            aggregates=_aggregates(),
         )
         compiled: list[Compiled] = []
         for statement in self.statements:
@@ -306,10 +311,16 @@ def _make_errors_table(database: OpenDatabase, errors: Sequence[RowFailure]) -> 
         )
 
 
-def _aggregates(cursor: Any) -> frozenset[str]:
-    rows = cursor.execute(
-        "SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_type = 'aggregate'"
-    ).fetchall()
+@cache
+def _aggregates() -> frozenset[str]:
+    """The names of DuckDB's aggregates: the same in every process."""
+    import duckdb
+
+    with duckdb.connect(":memory:") as connection:
+        rows = connection.execute(
+            "SELECT DISTINCT function_name FROM duckdb_functions() "
+            "WHERE function_type = 'aggregate'"
+        ).fetchall()
     return frozenset(str(name) for (name,) in rows)
 
 

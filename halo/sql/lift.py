@@ -112,7 +112,11 @@ class Lifter:
                 name = str(each.this.name).lower()
                 if name in options:
                     raise self._error("S102", each, f"{function.name} has {name!r} twice")
-                options[name] = each.expression
+                value = each.expression
+                if isinstance(value, exp.Order):
+                    # ORDER BY of an aggregate after its last option.
+                    order, value = value, value.this
+                options[name] = value
             elif options:
                 raise self._error(
                     "S104", each, f"{function.name} has a positional argument after a named one"

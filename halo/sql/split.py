@@ -36,6 +36,10 @@ KEY, VALUE, ERROR, NUMBER = "halo_k", "halo_v", "halo_e", "halo_n"
 those with equal arguments (for `sample := 'per_row'`)."""
 
 
+MAX_SLICED_LIMIT = 1000
+"""LIMITs above this do not stop filters early: rows are compared with a list of so many."""
+
+
 @dataclass(frozen=True)
 class Harvest:
     """A query for the inputs of a call. `columns` are its own, `reads` the answer tables in it."""
@@ -534,7 +538,9 @@ class Splitter:
                     continue
             others += 1
         limit = None if others or self._later_calls(block, where) else self._row_limit(block)
-        if limit is not None and "slice-limits" not in self._host.rules:
+        if limit is not None and (
+            "slice-limits" not in self._host.rules or limit > MAX_SLICED_LIMIT
+        ):
             limit = None
         if not members or (len(members) == 1 and limit is None):
             return
@@ -617,14 +623,24 @@ class Splitter:
             calls,
             Harvest(text, tuple(all_columns), tables_in(text)),
         )
-        conditions = [
-            exp.EQ(this=exp.column(name, table), expression=key.copy())
-            for name, key in zip(all_columns, keys, strict=True)
-        ]
-        exists = exp.Exists(
-            this=exp.select(exp.Literal.number(1)).from_(exp.to_table(table)).where(*conditions)
-        )
-        chained[0].replace(exists)
+        kept: Any
+        if limit is not None:
+            # No join: rows keep the order of the scan, so that what is harvested for the rows that
+            # LIMIT keeps is what the statement itself keeps.
+            columns_of = exp.func(
+                "row", *(exp.column(n, table) for n in all_columns), dialect="duckdb"
+            )
+            listed = exp.Subquery(this=exp.select(exp.ArrayAgg(this=columns_of)).from_(table))
+            row = exp.func("row", *(key.copy() for key in keys), dialect="duckdb")
+            kept = exp.func("list_contains", listed, row, dialect="duckdb")
+        else:
+            conditions = [
+                exp.EQ(this=exp.column(name, table), expression=key.copy())
+                for name, key in zip(all_columns, keys, strict=True)
+            ]
+            found = exp.select(exp.Literal.number(1)).from_(exp.to_table(table))
+            kept = exp.Exists(this=found.where(*conditions))
+        chained[0].replace(kept)
         for part in chained[1:]:
             part.replace(exp.true())
 
@@ -648,6 +664,8 @@ class Splitter:
         if clause == "join":
             if join_side(root) or not is_inner(select):
                 own = [guard for guard in guards if not guard.lasting]
+                if "push-predicates" in rules:
+                    own += self._outer_guards(select, root)
                 return _Frame(select, own, self._free, join=root, lasting=False)
             pushed = self._pushed(block)
             if "push-predicates" in rules:
@@ -684,14 +702,36 @@ class Splitter:
             return
         order = select.args.get("order")
         if order is None:
-            from_ = select.args.get("from_")
-            plain = from_ is not None and not isinstance(from_.this, exp.Query)
-            if plain and not select.args.get("joins") and not block.grouped:
-                frame.limit, frame.checked, frame.lasting = rows, True, False
+            frame.checked = frame.lasting = self._limit_first(select)
             return
         keys = self._sort_keys(select, order)
         if keys is not None and all(self._free(key) for key in keys):
             frame.rank, frame.limit, frame.lasting = keys, rows, False
+
+    def _limit_first(self, select: exp.Select) -> bool:
+        """Let LIMIT choose its rows in FROM, so that the harvest and the statement are about the
+        same ones: SELECT f(a) FROM t WHERE c LIMIT n becomes SELECT f(a) FROM (SELECT * FROM t
+        WHERE c LIMIT n) AS t."""
+        from_ = select.args.get("from_")
+        if from_ is None or not isinstance(from_.this, exp.Table) or select.args.get("joins"):
+            return False
+        where = select.args.get("where")
+        if where is not None and any(not _is_list(query) for query in subqueries(where)):
+            # A join: its order may depend on what else is selected.
+            return False
+        if any(has_window(each) for each in select.expressions) or select.args.get("group"):
+            return False
+        table = from_.this
+        name = table.alias or table.name
+        inner = exp.select("*").from_(_named(table, name))
+        for part in ("where", "limit", "offset"):
+            if (each := select.args.get(part)) is not None:
+                inner.set(part, each.copy())
+                select.set(part, None)
+        from_.set(
+            "this", exp.Subquery(this=inner, alias=exp.TableAlias(this=exp.to_identifier(name)))
+        )
+        return True
 
     def _sort_keys(self, select: exp.Select, order: Any) -> list[Any] | None:
         """ORDER BY with its numbers and names of outputs resolved; None when it cannot be."""
@@ -733,6 +773,29 @@ class Splitter:
         if where is None:
             return []
         return [Guard(c.copy(), True) for c in conjuncts(where.this) if self._free(c)]
+
+    def _outer_guards(self, select: exp.Select, join: exp.Join) -> list[Guard]:
+        """The conditions of WHERE that make a pair of an outer join needless: those on a side that
+        is kept, and those on the other side that no row without a partner can meet."""
+        joins = list(select.args.get("joins") or [])
+        where, side = select.args.get("where"), join_side(join)
+        if where is None or joins[-1] is not join or side not in ("LEFT", "RIGHT", "FULL"):
+            return []
+        if any(join_side(each) for each in joins[:-1]):
+            return []
+        from_ = select.args["from_"]
+        left = {each.this.alias_or_name.lower() for each in (from_, *joins[:-1])}
+        right = {join.this.alias_or_name.lower()}
+        found: list[Guard] = []
+        for condition in conjuncts(where.this):
+            tables = {column.table.lower() for column in condition.find_all(exp.Column)}
+            if not tables or not self._free(condition) or subqueries(condition):
+                continue
+            kept = (tables <= left and side == "LEFT") or (tables <= right and side == "RIGHT")
+            one_side = tables <= left or tables <= right
+            if kept or (one_side and _rejects_null(condition)):
+                found.append(Guard(condition.copy(), False))
+        return found
 
     def _pushed(self, block: _Block) -> list[Guard]:
         return [Guard(condition.copy(), True) for condition in block.conditions]
@@ -801,21 +864,10 @@ class Splitter:
             if not isinstance(n.parent, exp.Count)
         ):
             return
-        used = {
-            n.name.lower()
-            for n in self._root.find_all(exp.Column)
-            if n.find_ancestor(exp.Select) is not select or True
-        }
-        own = {
-            n.name.lower()
-            for each in select.expressions
-            for n in [each]
-            if isinstance(each, exp.Alias)
-        }
+        used = {column.name.lower() for column in self._root.find_all(exp.Column)}
         for each in select.expressions:
-            if not isinstance(each, exp.Alias) or not self._calls_in(each):
-                continue
-            if each.alias.lower() in own - used:
+            unused = isinstance(each, exp.Alias) and each.alias.lower() not in used
+            if unused and self._calls_in(each):
                 each.set("this", exp.null())
 
     def _uses(self, cte: Any) -> int:
@@ -1117,6 +1169,33 @@ def _prompt_order(spec: CallSpec, n_keys: int) -> list[int]:
     first stand together, which is what a prefix cache wants."""
     shown = [each for each in spec.segments if isinstance(each, int) and each < n_keys]
     return list(dict.fromkeys([*shown, *range(n_keys)]))
+
+
+def _rejects_null(condition: Any) -> bool:
+    """Whether a condition is surely not true of a row whose columns are all null."""
+    while isinstance(condition, exp.Paren):
+        condition = condition.this
+    if isinstance(condition, exp.Not):
+        inner = condition.this
+        return isinstance(inner, exp.Is) and isinstance(inner.this, exp.Column)
+    compared = (exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Like, exp.Between)
+    if not isinstance(condition, compared):
+        return False
+    return isinstance(condition.this, exp.Column)
+
+
+def _named(table: exp.Table, name: str) -> exp.Table:
+    """A table under the name that its columns are written with."""
+    copied = table.copy()
+    if not copied.alias:
+        copied.set("alias", exp.TableAlias(this=exp.to_identifier(name)))
+    return copied
+
+
+def _is_list(query: Any) -> bool:
+    """Whether a subquery is the one list that a limited chain compares with."""
+    inner = query.this if isinstance(query, exp.Subquery) else query
+    return isinstance(inner, exp.Select) and isinstance(inner.expressions[0], exp.ArrayAgg)
 
 
 def _in_filter(node: Any) -> bool:
