@@ -187,7 +187,9 @@ class RunHandle:
             store=store,
             clock=self.clock,
             metrics=metrics,
-            row_queries=SessionQueries(inputs.sql, store, self.clock) if inputs.sql else None,
+            row_queries=(
+                SessionQueries(inputs.sql, store, self.clock, metrics) if inputs.sql else None
+            ),
         )
         if self._stopped:
             executor.stop()

@@ -77,7 +77,7 @@ class QueryMaker:
             f"AI_CLASSIFY({self.text(t)}, ['x', 'y', 'z'], multi := true)",
             f"AI_COMPLETE({self.prompt(t)}, returns := 'INTEGER')",
             f"round(AI_SIMILARITY({t}body, {t}title), 6)",
-            f"AI_SENTIMENT({t}body)", f"AI_COMPLETE('Say hello')",
+            f"AI_SENTIMENT({t}body)", "AI_COMPLETE('Say hello')",
             f"AI_COMPLETE(PROMPT('about {{0}}', {self.label(t)}))",
             f"upper(AI_SUMMARIZE({self.text(t)}))",
         )  # fmt: skip
