@@ -83,6 +83,7 @@ class Session:
             config = config.model_copy(update=settings)
         self.config = config
         self._default_model = ""
+        self._choice_warning = ""
         self._engines: dict[str, Backend] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -237,10 +238,13 @@ class Session:
 
     async def _run(self, handle: RunHandle, prepared: Prepared, announce: Announce) -> Finished:
         engines: dict[str, Backend] = {}
+        if self._choice_warning:
+            announce(self._choice_warning)
+            self._choice_warning = ""
         for worker in prepared.plan.workers:
             if worker.name not in self._engines:
                 self._engines[worker.name] = await create_backend(
-                    worker.engine, worker.model, handle.clock, self._engine_options()
+                    worker.engine, worker.model, handle.clock, self._engine_options(announce)
                 )
             engines[worker.name] = self._engines[worker.name]
         return await handle.run(engines)
@@ -278,7 +282,7 @@ class Session:
         if not name and self.config.engine == "local":
             from runtime.models.choice import choose_default
 
-            name, _ = choose_default()
+            name, self._choice_warning = choose_default()
         self._default_model = self._default_model or name
         return name or "simulated"
 
@@ -295,13 +299,14 @@ class Session:
             prime_prefix=offered.prime_prefix,
         )
 
-    def _engine_options(self) -> EngineOptions:
+    def _engine_options(self, announce: Announce | None = None) -> EngineOptions:
         return EngineOptions(
             seed=self.config.seed,
             models_dir=self.config.models_dir,
             threads=self.config.threads,
             max_in_flight=self.config.max_in_flight,
             exact=self.config.exact,
+            announce=announce,
         )
 
     def _manifest_config(self) -> dict[str, Json]:
