@@ -104,7 +104,10 @@ class CallSite:
         """What keeps a sampled or write call apart from an equal one; empty for pure calls."""
         if self.effect is Effect.PURE:
             return ""
-        return f"{self.query}/{self.op}/{self.call_id}/{self.row_key}/{self.path}/{self.turn}"
+        # Not the operator unless it has no id of its own: its fingerprint changes when a rule
+        # rewrites what it reads, and the call is still the one that was written.
+        who = self.call_id or self.op
+        return f"{self.query}/{who}/{self.row_key}/{self.path}/{self.turn}"
 
 
 class RowKeys:
