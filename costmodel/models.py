@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -44,8 +45,8 @@ class Experts:
         1 - (1 - k/E)^(n^alpha) (Layered Prefill; alpha from its Table 1)."""
         if n_tokens <= 0:
             return 0.0
-        miss = 1 - self.top_k / self.n_experts
-        return 1.0 - miss ** (n_tokens**self.coverage_alpha)
+        miss: float = 1 - self.top_k / self.n_experts
+        return 1.0 - math.pow(miss, math.pow(n_tokens, self.coverage_alpha))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,10 @@ class ModelProfile:
     @cached_property
     def kinds(self) -> tuple[LayerKind, ...]:
         """`layer_kinds`, spelled out."""
-        return self.layer_kinds or ("full",) * self.n_layers
+        if self.layer_kinds:
+            return self.layer_kinds
+        full: tuple[LayerKind, ...] = ("full",)
+        return full * self.n_layers
 
     @cached_property
     def attention_params_kv(self) -> int:

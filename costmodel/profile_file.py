@@ -137,7 +137,7 @@ class ProfileReader:
         value = self._take(field, [])
         if not isinstance(value, list):
             raise self.error(field, f"is {value!r}; it must be a list of texts")
-        items = cast("list[Any]", value)
+        items: list[Any] = value
         if not all(isinstance(item, str) for item in items):
             raise self.error(field, f"is {items!r}; it must be a list of texts")
         return tuple(items)
@@ -147,10 +147,10 @@ class ProfileReader:
         if field not in self._table:
             raise self.error(field, "is missing; " + self._hint(field))
         value = self._sourced(field)
-        points: list[Any] = cast("list[Any]", value) if isinstance(value, list) else [[1, value]]
+        points: list[Any] = value if isinstance(value, list) else [[1, value]]
         found: list[tuple[float, float]] = []
         for point in points:
-            pair: list[Any] = cast("list[Any]", point) if isinstance(point, list) else []
+            pair: list[Any] = point if isinstance(point, list) else []
             if len(pair) != 2 or not all(type(v) in (int, float) for v in pair):
                 raise self.error(field, f"has the point {point!r}; a point is [tokens, share]")
             x, y = float(pair[0]), float(pair[1])
