@@ -170,19 +170,20 @@ def _layers(config: _Config, family: str, n_layers: int) -> tuple[tuple[LayerKin
     stated = config.values.get("layer_types")
     window = config.integer("sliding_window", default=0)
     if isinstance(stated, list):
-        words: list[Any] = stated
+        words = cast("list[object]", stated)
         if len(words) != n_layers:
             raise config.error("layer_types", f"has {len(words)} entries for {n_layers} layers")
-        known: dict[str, LayerKind] = {
+        known: dict[object, LayerKind] = {
             "full_attention": "full", "sliding_attention": "window", "linear_attention": "linear",
         }  # fmt: skip
+        kinds: list[LayerKind] = []
         for word in words:
             if word not in known:
-                raise config.error("layer_types", f"has {word!r}; known are: {', '.join(known)}")
-        stated_kinds = tuple(known[word] for word in words)
-        if set(stated_kinds) == {"full"}:
-            return (), 0
-        return stated_kinds, window
+                raise config.error(
+                    "layer_types", f"has {word!r}; known are: {', '.join(map(str, known))}"
+                )
+            kinds.append(known[word])
+        return (tuple(kinds), window) if set(kinds) != {"full"} else ((), 0)
     if family == "qwen3_next":
         every = config.integer("full_attention_interval", default=4)
         return _every(n_layers, every, "linear"), 0

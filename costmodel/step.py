@@ -197,8 +197,8 @@ class StepModel:
         self.attention = attention or native(model)
         self.devices = devices
         self.layers = self.attention.layers(model)
-        grades = [hardware.grade_of(number) for number in _PRICED]
-        self.evidence: Grade = weakest((*grades, self.attention.evidence))
+        grades: list[Grade] = [hardware.grade_of(number) for number in _PRICED]
+        self.evidence: Grade = weakest([*grades, self.attention.evidence])
         self._link = link
         self._groups = _grouped(self.layers)
         self._spans: dict[tuple[int, int], list[tuple[LayerSpec, int, int]]] = {}
