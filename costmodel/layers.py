@@ -36,6 +36,7 @@ class LayerSpec:
         state_bytes: recurrent state of a sequence, read and written once a step.
         state_flops_per_token: FLOP of the state's update and use.
         select_flops_per_token: FLOP of choosing tokens or keys, for each prompt token.
+        select_pairs_share: share of all causal pairs that is scored to choose keys.
         sequential: whether prefill goes position by position.
     """
 
@@ -60,12 +61,19 @@ class LayerSpec:
     state_bytes: float = 0.0
     state_flops_per_token: float = 0.0
     select_flops_per_token: float = 0.0
+    select_pairs_share: float = 0.0
     sequential: bool = False
 
     @property
     def kv_kept_bytes_per_token(self) -> float:
         """KV cache that a prompt token costs after retention and sharing."""
         return self.kv_bytes_per_token * self.kv_retain / self.kv_share_group
+
+    @property
+    def kv_decode_bytes_per_token(self) -> float:
+        """KV cache that a decode reads a token: layers that share a cache read it each, unless a
+        fused kernel keeps it on chip, which no engine here has."""
+        return self.kv_bytes_per_token * self.kv_retain
 
     def pairs(self, tokens: float, context: float) -> float:
         """Query-key pairs of `tokens` prompt tokens behind `context` tokens, causal.
@@ -88,6 +96,15 @@ class LayerSpec:
         if limited:
             return capped_pairs(queries, keys_before, self.keys_limit) + last
         return queries * (keys_before + (queries + 1) / 2) + last
+
+    def select_flops(self, tokens: float, context: float) -> float:
+        """FLOP of choosing tokens or keys for a chunk of a prompt."""
+        flops = self.select_flops_per_token * tokens
+        if self.select_pairs_share and context + tokens > self.keys_threshold:
+            pairs = tokens * (context + (tokens + 1) / 2)
+            # Scores alone: half of the multiply-adds of an attention pair.
+            flops += self.select_pairs_share * pairs * self.attention_flops_per_pair / 2
+        return flops
 
     def keys_read(self, tokens: float, context: float) -> float:
         """Keys that a chunk of a prompt reads from the cache or writes to it."""

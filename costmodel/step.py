@@ -225,7 +225,7 @@ class StepModel:
         limits: set[float] = set()
         for layer, count in self._groups:
             per_key = max(
-                layer.kv_kept_bytes_per_token / rate,
+                layer.kv_decode_bytes_per_token / rate,
                 layer.decode_flops_per_pair * layer.kv_retain / self._attention_rate,
             )
             if layer.decode_keys_limit:
@@ -249,12 +249,13 @@ class StepModel:
             and only.rest_tokens_share == 1.0
             and not only.last_tokens
             and not only.sequential
+            and not only.select_pairs_share
         )
         if self._one_dense and only is not None:
             kernel = hardware.kernel_efficiency.get(only.kernel, 1.0)
             count = self._groups[0][1]
             self._pair_s = count * only.attention_flops_per_pair / (self._attention_rate * kernel)
-            self._chunk_key_s = count * only.kv_bytes_per_token / only.kv_share_group / rate
+            self._chunk_key_s = count * only.kv_bytes_per_token / rate
             self._select_token_s = (
                 count * only.select_flops_per_token / (self._peak * self._efficiency(1e9))
             )
@@ -342,7 +343,7 @@ class StepModel:
     def _prefill_attention_s(self, tokens: float, context: float) -> float:
         """Attention and selection of one chunk, all layers."""
         return sum(
-            count * (self._chunk_s(layer, tokens, context) + self._select_s(layer, tokens))
+            count * (self._chunk_s(layer, tokens, context) + self._select_s(layer, tokens, context))
             for layer, count in self._groups
         )
 
@@ -424,14 +425,13 @@ class StepModel:
         """Attention of one chunk of a prompt in one layer."""
         kernel = self.hardware.kernel_efficiency.get(layer.kernel, 1.0)
         flops = layer.attention_flops_per_pair * layer.pairs(tokens, context)
-        read = layer.kv_bytes_per_token / layer.kv_share_group * layer.keys_read(tokens, context)
+        read = layer.kv_bytes_per_token * layer.keys_read(tokens, context)
         return max(flops / (self._attention_rate * kernel), read / self._kv_rate)
 
-    def _select_s(self, layer: LayerSpec, tokens: float) -> float:
-        if not layer.select_flops_per_token:
+    def _select_s(self, layer: LayerSpec, tokens: float, context: float) -> float:
+        if not layer.select_flops_per_token and not layer.select_pairs_share:
             return 0.0
-        flops = layer.select_flops_per_token * tokens
-        return flops / (self._peak * self._efficiency(1e9))
+        return layer.select_flops(tokens, context) / (self._peak * self._efficiency(1e9))
 
     def _decode_s(self, layer: LayerSpec, context: float) -> float:
         """Attention of one decode in one layer."""
@@ -439,7 +439,7 @@ class StepModel:
             return 2 * layer.state_bytes / self._kv_rate
         keys = min(context, layer.decode_keys_limit) if layer.decode_keys_limit else context
         return max(
-            layer.kv_kept_bytes_per_token * keys / self._kv_rate,
+            layer.kv_decode_bytes_per_token * keys / self._kv_rate,
             layer.decode_flops_per_pair * layer.kv_retain * keys / self._attention_rate,
         )
 
@@ -488,21 +488,21 @@ class StepModel:
                 if prompts:
                     for chunk in load.prefills:
                         prefill_s += number * self._chunk_s(layer, chunk.tokens, chunk.context)
-                        select_s += number * self._select_s(layer, chunk.tokens)
+                        select_s += number * self._select_s(layer, chunk.tokens, chunk.context)
                         flops += number * (
                             layer.attention_flops_per_pair
                             * layer.pairs(chunk.tokens, chunk.context)
-                            + layer.select_flops_per_token * chunk.tokens
+                            + layer.select_flops(chunk.tokens, chunk.context)
                         )
-                        size = layer.kv_bytes_per_token / layer.kv_share_group
-                        read += number * size * layer.keys_read(chunk.tokens, chunk.context)
+                        read += number * (
+                            layer.kv_bytes_per_token * layer.keys_read(chunk.tokens, chunk.context)
+                        )
                         written += number * layer.kv_kept_bytes_per_token * chunk.tokens
-            size = layer.kv_kept_bytes_per_token
             for context in contexts:
                 decode_s += count * self._decode_s(layer, context)
                 keys = min(context, layer.decode_keys_limit or context)
                 flops += count * layer.decode_flops_per_pair * layer.kv_retain * keys
-                read += count * (size * keys + layer.state_bytes)
+                read += count * (layer.kv_decode_bytes_per_token * keys + layer.state_bytes)
                 written += count * (layer.kv_bytes_per_token / layer.kv_share_group)
                 held += count * self.kv_bytes_of_layer(layer, context)
             for chunk in load.prefills:
