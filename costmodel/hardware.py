@@ -44,7 +44,8 @@ class HardwareProfile:
         attention_compute_efficiency: the same share for dense prefill attention.
         weight_read_efficiency, kv_read_efficiency: shares of the bandwidth reached when reading
             weights and KV cache.
-        tile_tokens: a step's tokens are rounded up to a multiple of this in linear layers.
+        tile_tokens: above this, a step's tokens are rounded up to a multiple of it in linear
+            layers.
         step_overhead_s, layer_overhead_s: time of a step and of one layer that no work explains.
         request_overhead_s: time of a step per request in it (scheduling, sampling).
         kernel_efficiency: compute efficiency of other attention kernels relative to dense ones.

@@ -364,8 +364,9 @@ class StepModel:
         return interpolated(self.hardware.compute_efficiency, tokens)
 
     def _tiled(self, tokens: float) -> float:
+        """Tokens as the matrix kernels round them. Below one tile, smaller kernels take over."""
         tile = self.hardware.tile_tokens
-        return tokens if tile == 1 else -(-tokens // tile) * tile
+        return tokens if tokens <= tile else -(-tokens // tile) * tile
 
     def _matrices(
         self, layer: LayerSpec, prefill_tokens: float, n_decodes: int, chunks: int, longest: float
@@ -529,7 +530,7 @@ class StepModel:
             kv_read_bytes=read,
             kv_write_bytes=written,
             kv_bytes=held,
-            energy_j=self.energy_j(time_s, flops + head_flops, traffic),
+            energy_j=self.energy_j(time_s - overhead_s, overhead_s, flops + head_flops, traffic),
             usd=self._usd(time_s),
             evidence=self.evidence,
         )
@@ -573,19 +574,16 @@ class StepModel:
         0 when the weights alone do not fit."""
         return max(0, int(self.kv_capacity_bytes // self.kv_bytes(tokens)))
 
-    def energy_j(self, time_s: float, flops: float, traffic_bytes: float) -> float:
-        """Energy of work that took `time_s`. With energies of a FLOP and a byte in the profile it
-        is their sum and the idle power; otherwise power goes from idle to full with the share of
-        the time that the work would take at the device's peaks."""
+    def energy_j(
+        self, busy_s: float, idle_s: float, flops: float = 0.0, traffic_bytes: float = 0.0
+    ) -> float:
+        """Energy of the devices: full power while they work and idle power while they wait. With
+        energies of a FLOP and a byte in the profile, idle power throughout and theirs on top."""
         h = self.hardware
-        idle = h.idle_power_w * self.devices
         if h.joule_per_flop is not None and h.joule_per_byte is not None:
-            return idle * time_s + flops * h.joule_per_flop + traffic_bytes * h.joule_per_byte
-        if time_s <= 0:
-            return 0.0
-        bandwidth = h.memory_bytes_per_s * self.devices
-        busy_s = max(flops / self._peak, traffic_bytes / bandwidth)
-        return time_s * (idle + (h.power_w * self.devices - idle) * min(1.0, busy_s / time_s))
+            at_rest = h.idle_power_w * self.devices * (busy_s + idle_s)
+            return at_rest + flops * h.joule_per_flop + traffic_bytes * h.joule_per_byte
+        return self.devices * (busy_s * h.power_w + idle_s * h.idle_power_w)
 
     def _usd(self, time_s: float) -> float | None:
         price = self.hardware.price_usd_per_h
