@@ -1,4 +1,4 @@
-"""What of fixtures/oracles.yaml is not computed, or is computed and missed, each with its reason."""
+"""What of fixtures/oracles.yaml is not computed or is missed, each with its reason."""
 
 from __future__ import annotations
 

@@ -535,8 +535,9 @@ def recurrent_kv_claim(given: Given) -> Values:
 # --- EdgeCIM -------------------------------------------------------------------------------------
 
 EDGECIM_MODELS = (
-    "tinyllama-1.1b", "llama-3.2-1b", "llama-3.2-3b", "phi-3.5-mini", "qwen2.5-0.5b", "qwen2.5-1.5b",
-    "qwen2.5-3b", "smollm2-1.7b", "smollm3-3b", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b",
+    "tinyllama-1.1b", "llama-3.2-1b", "llama-3.2-3b", "phi-3.5-mini", "qwen2.5-0.5b",
+    "qwen2.5-1.5b", "qwen2.5-3b", "smollm2-1.7b", "smollm3-3b", "qwen3-0.6b", "qwen3-1.7b",
+    "qwen3-4b",
 )  # fmt: skip
 
 
