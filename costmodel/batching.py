@@ -131,11 +131,12 @@ def batch_steps(calls: Sequence[Call], batching: Batching) -> Iterator[Step]:
 
 
 def batch_s(model: StepModel, calls: Sequence[Call], batching: Batching) -> float:
-    """Seconds from the start of a closed batch to its last token, calls' latency not counted."""
-    return sum(
+    """Seconds from sending a closed batch to its last token."""
+    steps = sum(
         model.step_s(step.prefills, step.n_decodes, step.decode_context_tokens)
         for step in batch_steps(calls, batching)
     )
+    return steps + model.calls_s(len(calls), sum(call.prompt_tokens for call in calls))
 
 
 # --- packing -------------------------------------------------------------------------------------

@@ -48,6 +48,10 @@ class HardwareProfile:
             layers.
         step_overhead_s, layer_overhead_s: time of a step and of one layer that no work explains.
         request_overhead_s: time of a step per request in it (scheduling, sampling).
+        prefill_step_overhead_s: time that a step takes longer when it has prompt tokens at all.
+        call_latency_s, call_overhead_s, prompt_token_overhead_s: time of calls outside their steps:
+            of a batch as a whole, of each call, of each prompt token, hits included (transport,
+            tokenizer, look-up).
         kernel_efficiency: compute efficiency of other attention kernels relative to dense ones.
         cache_copy_factor: passes over the KV cache per decode step; 1 for a paged cache.
         host_link_bytes_per_s: effective rate of copies between device and host memory.
@@ -73,6 +77,10 @@ class HardwareProfile:
     step_overhead_s: float
     layer_overhead_s: float
     request_overhead_s: float
+    prefill_step_overhead_s: float
+    call_latency_s: float
+    call_overhead_s: float
+    prompt_token_overhead_s: float
     kernel_efficiency: Mapping[str, float]
     cache_copy_factor: float
     host_link_bytes_per_s: float
@@ -152,6 +160,10 @@ def read_hardware(path: Path) -> HardwareProfile:
         step_overhead_s=reader.number("step_overhead_s", 0.0),
         layer_overhead_s=reader.number("layer_overhead_s", 0.0),
         request_overhead_s=reader.number("request_overhead_s", 0.0),
+        prefill_step_overhead_s=reader.number("prefill_step_overhead_s", 0.0),
+        call_latency_s=reader.number("call_latency_s", 0.0),
+        call_overhead_s=reader.number("call_overhead_s", 0.0),
+        prompt_token_overhead_s=reader.number("prompt_token_overhead_s", 0.0),
         kernel_efficiency=_kernels(reader),
         cache_copy_factor=reader.number("cache_copy_factor", 1.0, least=1),
         host_link_bytes_per_s=reader.number("host_link_bytes_per_s", above=0),

@@ -241,6 +241,7 @@ class StepModel:
         # A decode's share that does not grow with its context: sampling, recurrent states.
         self._per_decode_s = hardware.request_overhead_s + fixed
         self._overhead_s = hardware.step_overhead_s + hardware.layer_overhead_s * len(self.layers)
+        self._prefill_overhead_s = self._overhead_s + hardware.prefill_step_overhead_s
         # Attention of a prompt chunk is one quadratic when every layer is dense.
         only = self._groups[0][0] if len(self._groups) == 1 else None
         self._one_dense = (
@@ -314,13 +315,22 @@ class StepModel:
                     self._linear.clear()
                 self._linear[key] = linear_s
         return (
-            self._overhead_s
+            self._prefill_overhead_s
             + linear_s
             + attention_s
             + chunks * self.hardware.request_overhead_s
             + n_decodes * self._per_decode_s
             + decode_context_tokens * self._key_s
             + (self._limited_s(n_decodes, decode_context_tokens) if self._limited_key_s else 0.0)
+        )
+
+    def calls_s(self, n_calls: int, prompt_tokens: int) -> float:
+        """Seconds of a batch of calls outside its steps; `prompt_tokens` with hits."""
+        h = self.hardware
+        return (
+            h.call_latency_s
+            + h.call_overhead_s * n_calls
+            + h.prompt_token_overhead_s * prompt_tokens
         )
 
     @property
@@ -383,11 +393,7 @@ class StepModel:
             return self._one_by_one(layer, kv, rest)
         flops = 2 * (layer.params_kv * self._tiled(kv) + layer.params_rest * self._tiled(rest))
         state = layer.state_flops_per_token * rest
-        experts = (
-            0.0
-            if layer.experts is None
-            else layer.expert_bytes * layer.experts.expert_coverage(rest)
-        )
+        experts = self._expert_bytes(layer, rest)
         compute_s = (flops + state) / (self._peak * self._efficiency(self._tiled(most)))
         read_s = (layer.weight_bytes + experts) / self._weight_rate
         return max(compute_s, read_s), flops + state, layer.weight_bytes, experts
@@ -453,6 +459,23 @@ class StepModel:
         compute_s = flops / (self._peak * self._efficiency(self._tiled(logits)))
         return max(compute_s, read / self._weight_rate), flops, read
 
+    def head_s(self, logits: int) -> float:
+        """Seconds of turning `logits` hidden states into logits."""
+        return self._head(logits)[0]
+
+    @property
+    def weight_bytes_of_one_token(self) -> float:
+        """Bytes of all layers' weights that a step with one token reads."""
+        return sum(
+            count * (layer.weight_bytes + self._expert_bytes(layer, 1))
+            for layer, count in self._groups
+        )
+
+    def _expert_bytes(self, layer: LayerSpec, tokens: float) -> float:
+        if layer.experts is None:
+            return 0.0
+        return layer.expert_bytes * layer.experts.expert_coverage(tokens)
+
     def _link_s(self, tokens: float) -> float:
         """Two all-reduces a layer in a ring: each moves 2 (n - 1) / n of the activations."""
         if self._link is None:
@@ -512,7 +535,8 @@ class StepModel:
             n_decodes + sum(chunk.samples for chunk in load.prefills)
         )
         link_s = self._link_s(tokens + n_decodes) if self.devices > 1 else 0.0
-        overhead_s = self._overhead_s + self.hardware.request_overhead_s * (n_decodes + n_chunks)
+        overhead_s = self._prefill_overhead_s if n_chunks else self._overhead_s
+        overhead_s += self.hardware.request_overhead_s * (n_decodes + n_chunks)
         time_s = linear_s + prefill_s + decode_s + head_s + select_s + link_s + overhead_s
         traffic = weights + head_bytes + experts + read * self.hardware.cache_copy_factor + written
         return Cost(
