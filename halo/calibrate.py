@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from costmodel.batching import Call
-from costmodel.sampling import Limits, PlannedBatch, mixed_batches, planned_tokens, sweep_batches
 from costmodel.samples import Sample, SampleSet
+from costmodel.sampling import Limits, PlannedBatch, mixed_batches, planned_tokens, sweep_batches
 from runtime.backends.base import Backend, Completion, Message, Request
 from runtime.clock import Clock
 
@@ -74,8 +74,7 @@ class Measurer:
             self._call(answer, None if c.prefix is None else prefixes[c.prefix])
             for answer, (_, c) in zip(answers, prompts, strict=True)
         )
-        reported = tuple(answer.usage.cached_tokens for answer in answers)
-        return Sample(batch.name, calls, seconds, batch.held_out, reported)
+        return Sample(batch.name, calls, seconds, batch.held_out)
 
     def _call(self, answer: Completion, prefix: str | None) -> Call:
         usage = answer.usage
