@@ -16,7 +16,7 @@ from planner.stats import OpStats, PlanStats, Provenance
 
 WIDTH = 120
 LISTED = 6
-_MARKS: dict[Provenance, str] = {"exact": "", "declared": "^", "assumed": "~"}
+_MARKS: dict[Provenance, str] = {"exact": "", "observed": "*", "declared": "^", "assumed": "~"}
 
 
 def render_text(view: View) -> str:
@@ -95,7 +95,8 @@ def _footer(view: View) -> Iterator[str]:
         in_flight = f"{view.physical.rows_in_flight} rows in flight"
         yield f"rows: {', '.join([*orders, in_flight])}"
     if view.stats is not None:
-        yield "~ assumed   ^ declared   no mark: counted on the rows"
+        seen = "* seen in first rows   " if _any_observed(view.stats) else ""
+        yield f"~ assumed   ^ declared   {seen}no mark: counted on the rows"
     if view.actual_total is not None and view.reuse is not None:
         yield calls_saved(view.actual_total)
         yield f"prefix reuse: {prefix_reuse(view.reuse, view.volatile)}"
@@ -278,6 +279,14 @@ def _cached(view: View, used: Usage) -> str:
 
 
 # --- numbers -------------------------------------------------------------------------------------
+
+
+def _any_observed(stats: PlanStats | None) -> bool:
+    if stats is None:
+        return False
+    return any(
+        "observed" in (s.calls_from, s.input_from, s.output_from) for s in stats.ops.values()
+    )
 
 
 def _marked(value: float, source: Provenance) -> str:

@@ -1,7 +1,8 @@
 """Statistics: what each operator is expected to be asked, before anything runs.
 
-Every number says where it comes from: counted on the rows (exact), promised by the workflow
-(declared), or assumed. A combined number is as good as its weakest part.
+Every number says where it comes from: counted on the rows (exact), seen in the first rows of a run
+(observed), promised by the workflow (declared), or assumed. A combined number is as good as its
+weakest part.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from typing import Any, Literal
 
 from planner.logical import Json, LogicalPlan, Op
 
-Provenance = Literal["exact", "declared", "assumed"]
+Provenance = Literal["exact", "observed", "declared", "assumed"]
 CountTokens = Callable[[str], int]
 
-_WEAKNESS: dict[Provenance, int] = {"exact": 0, "declared": 1, "assumed": 2}
+_WEAKNESS: dict[Provenance, int] = {"exact": 0, "observed": 1, "declared": 2, "assumed": 3}
 
 
 def weakest(provenances: Iterable[Provenance]) -> Provenance:

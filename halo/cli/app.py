@@ -150,6 +150,40 @@ def report(
 
 
 @app.command()
+def estimate(
+    flows: Flows,
+    input: Input,
+    sample: Annotated[
+        int, typer.Option(min=0, help="run this many rows first and learn from them")
+    ] = 0,
+    model: Model = None,
+    engine: Engine = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="price on this device: a profile's name or .toml file")
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="profile of the model's shape: a name or config.json")
+    ] = None,
+    budget: Budget = None,
+    config: ConfigFile = None,
+    max_in_flight: Annotated[int | None, typer.Option(help="calls in an engine at once")] = None,
+    db: Db = None,
+    json: Json = False,
+) -> int:
+    """Calls, tokens, time and money that a batch would take, as intervals; makes no call."""
+    from halo.cli import estimate as verb
+
+    return verb.estimate(
+        flows, input, sample=sample, hardware=hardware or "", shape=shape or "",
+        config_file=config,
+        flags=settings(
+            model=model, engine=engine, budget=budget, db=db, max_in_flight=max_in_flight
+        ),
+        json_out=json,
+    )  # fmt: skip
+
+
+@app.command()
 def calibrate(
     engine: Engine = None,
     model: Model = None,
