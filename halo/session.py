@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
@@ -119,6 +119,14 @@ class Session:
         models = {op.model for op in logical.walk_all() if isinstance(op, ModelOp)}
         plan = place(logical, stats, {model: self._worker(model) for model in sorted(models)})
         return Prepared(queries, tuple(q.traced.plan for q in queries), plan, stats, tools)
+
+    def sampled(self, prepared: Prepared, n_rows: int) -> Prepared:
+        """The same batch over `n_rows` of its rows, spread evenly: its operators are those of the
+        whole batch, so that what they do tells about the whole."""
+        queries = tuple(
+            replace(query, rows=query.rows.spread(n_rows)) for query in prepared.queries
+        )
+        return self._plan(queries)
 
     def explain(
         self,
