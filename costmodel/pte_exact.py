@@ -41,10 +41,12 @@ class Experts:
     count: int
     per_token: int
     weight_bytes: float
+    coverage_alpha: float = 1.0
 
     def touched_bytes(self, batch: float) -> float:
-        """Expert weights that `batch` tokens touch, each choosing evenly and independently."""
-        missed = (1.0 - self.per_token / self.count) ** batch
+        """Expert weights that a step of `batch` tokens touches: 1 - (1 - k/E)^(batch^alpha) of
+        them, alpha 1 when every token chooses evenly."""
+        missed = (1.0 - self.per_token / self.count) ** (batch**self.coverage_alpha)
         return self.weight_bytes * (1.0 - missed)
 
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from costmodel.errors import ProfileError
+from costmodel.models import load_model
 from costmodel.pte import (
     LayerGroup,
     PteRates,
@@ -41,6 +42,7 @@ from costmodel.pte_paper import (
     rates_of,
     rounded_gamma,
 )
+from costmodel.pte_profiles import Pricing, geometry_of
 
 FORMULA = {
     "Qwen2.5-7B-Instruct": 0.003322,
@@ -274,3 +276,62 @@ def test_correlations_share_ranks_of_equal_values() -> None:
     assert pearson([1.0], [2.0]) is None
     with pytest.raises(ValueError, match="pairs"):
         pearson([1.0], [])
+
+
+REAL = {  # paper's row: (our profile, KV bytes a token)
+    "Qwen2.5-7B-Instruct": ("qwen2.5-7b", 57_344),
+    "Qwen2.5-32B-Instruct": ("qwen2.5-32b", 262_144),
+    "Qwen2.5-72B-Instruct": ("qwen2.5-72b", 327_680),
+    "Qwen3-32B": ("qwen3-32b", 262_144),
+    "Llama-3.1-8B-Instruct": ("llama-3.1-8b", 131_072),
+    "Llama-3.1-70B-Instruct": ("llama-3.1-70b", 327_680),
+    "Qwen3-30B-A3B": ("qwen3-30b-a3b", 98_304),
+    "GLM-4.5": ("glm-4.5", 376_832),
+    "GPT-OSS-120B": ("gpt-oss-120b", 73_728),
+    "DeepSeek-V3.1-Terminus": ("deepseek-v3", 70_272),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_exact_geometry_comes_from_the_real_configuration(name: str) -> None:
+    profile, kv_bytes = REAL[name]
+    geometry = geometry_of(load_model(profile))
+    assert geometry.kv_bytes_per_token == kv_bytes
+    row = paper_model(name)
+    assert row is not None
+    # The paper's parameter counts are rounded, or without embeddings; the gammas differ by that.
+    expected = KV_BYTES_AND_TRUE_GAMMA[name][1] * row.active_params / geometry.active_params
+    assert true_gamma(geometry, REFERENCE_HOI) == pytest.approx(expected, rel=1e-3)
+    assert geometry.active_params == pytest.approx(row.active_params, rel=0.18)
+
+
+def test_exact_rates_by_name() -> None:
+    rates = Pricing("exact", "h200").rates("Llama-3.1-8B-Instruct")
+    assert rates.peak == "dense bf16, 206.0 FLOP/byte"
+    assert rates.gamma == pytest.approx(131_072 * 989e12 / 4.8e12 / (2 * 8.03e9), rel=1e-3)
+    sparse = Pricing("exact", "h200", peak="sparse").rates("llama-3.1-8b")
+    assert sparse.gamma == pytest.approx(2 * rates.gamma, rel=2e-3)
+    assert Pricing("exact", "h200", peak="reached").rates("llama-3.1-8b").gamma < rates.gamma
+
+
+def test_half_of_gpt_oss_stops_at_its_window() -> None:
+    rates = Pricing("exact", "h100-sxm").rates("gpt-oss-120b")
+    long, longer = rates.kv_reads(10_000, 1), rates.kv_reads(20_000, 1)
+    full = next(group.gamma for group in rates.groups if group.window_tokens is None)
+    assert longer - long == pytest.approx(10_000 * full)
+    assert full == pytest.approx(rates.gamma / 2)
+
+
+def test_paper_mode_of_an_unlisted_model_uses_the_formula() -> None:
+    rates = Pricing("paper").rates("qwen2.5-3b")
+    assert "formula" in rates.evidence and rates.gamma > 0
+    assert Pricing("paper", "A100").rates("GLM-4.5").gamma == pytest.approx(0.00183 * 322.5 / 756.5)
+
+
+@pytest.mark.parametrize(
+    ("model", "hardware", "near"),
+    [("llama-3.1-9b", "h200", "llama-3.1-8b"), ("llama-3.1-8b", "h2000", "h200")],
+)
+def test_unknown_names_offer_the_nearest(model: str, hardware: str, near: str) -> None:
+    with pytest.raises(ProfileError, match=near):
+        Pricing("exact", hardware).rates(model)
