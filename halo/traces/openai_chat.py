@@ -19,7 +19,7 @@ from halo.traces.build import (
 from halo.traces.json_stream import stream_items
 from halo.traces.openai_messages import openai_message, openai_messages
 from halo.traces.record import Message, Trace
-from halo.traces.source import Head, Source, read_head
+from halo.traces.source import Head, Source
 from halo.traces.usage_fields import read_usage
 
 NAME = "openai-chat"
@@ -34,7 +34,10 @@ def mismatch(head: Head) -> str:
     first = objects[0]
     kind = _kind(first)
     if kind is None:
-        return f"expected messages, request and response, or role and conversation_id; found {head.describe()}"
+        return (
+            "expected messages, request and response, or role and conversation_id; found "
+            f"{head.describe()}"
+        )
     if kind == "conversation":
         for raw in as_list(first.get("messages")):
             fields = as_dict(raw)
@@ -72,17 +75,14 @@ def is_splittable(head: Head) -> bool:
     return bool(head.lines) and _kind(head.lines[0]) == "conversation"
 
 
-def read(source: Source) -> Iterator[Trace]:
+def read(source: Source, head: Head) -> Iterator[Trace]:
     """The traces of a file."""
-    first: dict[str, Any] | None = None
-    for _, first in source.objects() if _is_lines(source) else ():
-        break
-    kind = _kind(first) if first else "conversation"
+    kind = _kind(head.lines[0]) if head.lines else None
     if kind == "calls":
         yield from _call_log(source)
     elif kind == "flat":
         yield from _flat(source)
-    elif first is None:
+    elif kind is None:
         yield from _document(source)
     else:
         for number, line in source.objects():
@@ -91,10 +91,6 @@ def read(source: Source) -> Iterator[Trace]:
                 source.problems.add(place, "no messages")
                 continue
             yield conversation(line, place)
-
-
-def _is_lines(source: Source) -> bool:
-    return bool(read_head(source.path).lines)
 
 
 def _document(source: Source) -> Iterator[Trace]:
@@ -197,9 +193,12 @@ def _call_log(source: Source) -> Iterator[Trace]:
         if found is None:
             trace = Trace(
                 id=str(line.get("custom_id") or line.get("id") or body.get("id") or number),
-                format=NAME, place=place, model=str(body.get("model") or request.get("model") or ""),
-                tools=tool_specs(request.get("tools")), has_content=bool(prompt),
-            )  # fmt: skip
+                format=NAME,
+                place=place,
+                model=str(body.get("model") or request.get("model") or ""),
+                tools=tool_specs(request.get("tools")),
+                has_content=bool(prompt),
+            )
             sequence = CallSequence()
         else:
             trace, sequence = found

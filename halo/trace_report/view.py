@@ -1,0 +1,117 @@
+"""A priced trace, as the rules for patterns see it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from costmodel.pte import PteRates, PteTotals, TurnCost, carry_cost, price, total
+from costmodel.pte import Turn as PricedTurn
+from halo.trace_report.words import words
+from halo.traces.counting import priced_turns
+from halo.traces.record import Message, ToolCall, Trace
+
+
+@dataclass(frozen=True, slots=True)
+class CallAt:
+    """A tool call, with the turn that made it and its answer, if the trace has one.
+
+    Attributes:
+        answer_turn: turn whose input the answer is; the number of turns when no call followed.
+        answer_place: place within that turn's inputs.
+    """
+
+    turn: int
+    call: ToolCall
+    answer: Message | None
+    answer_turn: int
+    answer_place: int
+
+    @property
+    def name(self) -> str:
+        return self.call.name or (self.answer.tool_name if self.answer else "")
+
+
+@dataclass
+class View:
+    """A trace with its prices. Tokens are filled in."""
+
+    trace: Trace
+    rates: PteRates
+    turns: list[PricedTurn] = field(default_factory=list[PricedTurn])
+    costs: list[TurnCost] = field(default_factory=list[TurnCost])
+
+    def __post_init__(self) -> None:
+        self.turns = priced_turns(self.trace)
+        self.costs = price(self.rates, self.turns)
+
+    @cached_property
+    def totals(self) -> PteTotals:
+        return total(self.costs)
+
+    def carry(self, tokens: float, entered: int) -> float:
+        """PTE of `tokens` of context that entered with a turn, to the end of their segment."""
+        if entered >= len(self.turns):
+            return 0.0
+        return carry_cost(self.rates, tokens, self.turns, self.costs, entered)
+
+    @cached_property
+    def calls(self) -> list[CallAt]:
+        """Tool calls in order, each with its answer: by id, and in order where ids repeat or are
+        missing."""
+        made: list[CallAt] = []
+        waiting: list[tuple[int, ToolCall]] = []
+        turns = self.trace.turns
+        for place in range(len(turns) + 1):
+            inputs = turns[place].inputs if place < len(turns) else self.trace.trailing
+            for number, message in enumerate(inputs):
+                if message.role != "tool":
+                    continue
+                found = next(
+                    (
+                        i
+                        for i, (_, call) in enumerate(waiting)
+                        if call.id and call.id == message.call_id
+                    ),
+                    None,
+                )
+                if found is None and not message.call_id and waiting:
+                    found = 0
+                if found is None:
+                    found = next((i for i, (_, call) in enumerate(waiting) if not call.id), None)
+                if found is not None:
+                    turn, call = waiting.pop(found)
+                    made.append(CallAt(turn, call, message, place, number))
+            if place < len(turns):
+                waiting += [(place, call) for call in turns[place].output.calls]
+        made += [CallAt(turn, call, None, len(turns), 0) for turn, call in waiting]
+        made.sort(key=lambda each: each.turn)
+        return made
+
+    @cached_property
+    def has_answers(self) -> bool:
+        """Whether tool answers have texts."""
+        return any(each.answer is not None and each.answer.text for each in self.calls)
+
+    @cached_property
+    def thinking_hidden(self) -> bool:
+        """Whether a turn that called a tool thought where the trace does not show it: it says so,
+        or it counts thinking tokens without text."""
+        for turn in self.trace.turns:
+            output = turn.output
+            if output.reasoning:
+                continue
+            if output.reasoning_hidden or (turn.reasoning_tokens or 0) > 0:
+                return True
+        return False
+
+    @cached_property
+    def output_words(self) -> list[frozenset[str]]:
+        """Words of each turn's answer, calls included."""
+        found: list[frozenset[str]] = []
+        for turn in self.trace.turns:
+            output = turn.output
+            texts = [output.text, output.reasoning]
+            texts += [call.arguments_text or str(call.arguments or "") for call in output.calls]
+            found.append(words("\n".join(texts)))
+        return found
