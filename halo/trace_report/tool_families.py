@@ -13,15 +13,39 @@ Family = Literal["retrieval", "browse", "compute", "shell", "file", "domain"]
 AnswerKind = Literal["error", "empty", "expected empty", "normal", "missing"]
 
 _SPLIT = re.compile(r"[^A-Za-z]+|(?<=[a-z])(?=[A-Z])")
+
+
+def _set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 _FAMILIES: tuple[tuple[Family, frozenset[str]], ...] = (
-    ("compute", frozenset(["python", "calculator", "calculate", "calc", "interpreter", "jupyter", "code", "math", "eval", "wolfram", "ipython", "sandbox"])),
-    ("shell", frozenset(["bash", "shell", "terminal", "exec", "execute", "command", "cmd", "powershell"])),
-    ("browse", frozenset(["browse", "browser", "visit", "fetch", "url", "web", "page", "click", "navigate", "scroll", "goto", "crawl", "scrape", "webfetch"])),
-    ("file", frozenset(["file", "files", "read", "write", "edit", "view", "open", "glob", "grep", "ls", "cat", "dir", "directory", "create", "replace", "patch", "path", "notebook"])),
-    ("retrieval", frozenset(["search", "retrieve", "retrieval", "google", "bing", "lookup", "wiki", "wikipedia", "rag", "query", "find"])),
-)  # fmt: skip
-_FINAL = frozenset(["submit", "finish", "final", "answer", "done", "complete", "exit", "respond", "transfer"])
-_POLLING = frozenset(["wait", "poll", "status", "sleep", "check", "progress"])
+    (
+        "compute",
+        _set(
+            "python calculator calculate calc interpreter jupyter code math eval wolfram ipython "
+            "sandbox"
+        ),
+    ),
+    ("shell", _set("bash shell terminal exec execute command cmd powershell")),
+    (
+        "browse",
+        _set("browse browser visit fetch url web page click navigate scroll goto crawl scrape"),
+    ),
+    (
+        "file",
+        _set(
+            "file files read write edit view open glob grep ls cat dir directory create replace "
+            "patch path notebook"
+        ),
+    ),
+    (
+        "retrieval",
+        _set("search retrieve retrieval google bing lookup wiki wikipedia rag query find"),
+    ),
+)
+_FINAL = _set("submit finish final answer done exit respond")
+_POLLING = _set("wait poll status sleep progress")
 _FAILURE = re.compile(
     r"(?:^|\n)\s*(?:Traceback \(most recent call last\)|\w*(?:Error|Exception)\b\s*[:(]|"
     r"(?:error|fatal|failed|unknown action|exception)\b\s*[:!])"
@@ -34,7 +58,10 @@ _PRIORS = re.compile(
     r"UnboundLocalError)\b|command not found|syntax error near unexpected token|"
     r"unexpected EOF while looking for|is not recognized as an internal or external command"
 )
-_VOID_WORDS = frozenset(["write", "edit", "create", "delete", "remove", "save", "set", "update", "send", "put", "move", "copy", "mkdir", "close", "insert", "add", "cancel"])  # fmt: skip
+_VOID_WORDS = _set(
+    "write edit create delete remove save set update send put move copy mkdir close insert add "
+    "cancel"
+)
 _VOID_COMMAND = re.compile(
     r"^\s*(?:cd|mkdir|touch|rm|mv|cp|export|source|chmod|chown|ln|set|alias|git (?:add|checkout|"
     r"config|init|switch|restore)|sed -i|pip install -q|kill|sleep|true)\b|>{1,2}\s*[\w./~-]+\s*"

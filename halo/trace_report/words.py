@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_WORD = re.compile(r"[A-Za-z_][\w]{3,}|\d[\d.,]*\d|\d{2,}")
+_WORD = re.compile(r"[A-Za-z_]\w{3,}|\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.\d+|\d{2,}")
 _STRONG = re.compile(r"\d{3}|_|[a-z][A-Z]|\d\.\d")
 _MOST_CHARACTERS = 24_000
 
@@ -21,8 +21,7 @@ def words(text: str) -> frozenset[str]:
         half = _MOST_CHARACTERS // 2
         text = f"{text[:half]}\n{text[-half:]}"
     return frozenset(
-        word.replace(",", "").rstrip(".").lower() if word[0].isdigit() else word.lower()
-        for word in _WORD.findall(text)
+        word.replace(",", "") if word[0].isdigit() else word.lower() for word in _WORD.findall(text)
     )
 
 

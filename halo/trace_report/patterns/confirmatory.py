@@ -23,6 +23,7 @@ _MARKED = (
     re.compile(r"\bthe answer is\s*:?\s*\**([^\n*]+?)\**\s*(?:\.\s|\.?$|\n|,)", re.IGNORECASE),
 )
 _NUMBER = re.compile(r"^[-+]?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?$")
+_MEASURED = re.compile(r"^([-+]?\$?\d[\d,]*(?:\.\d+)?)\s*(?:[a-zA-Zµ°€£][\w/^°²³]*){1,2}$")
 _STATED = re.compile(
     r"(?:\bis|\bare|\bwas|=|\bequals|\bget|\bgives|\banswer|\bbe|:|\btotal(?:s)?|\\boxed\{)\s*\**\$?$",
     re.IGNORECASE,
@@ -107,6 +108,9 @@ def final_answer(view: View) -> _Answer | None:
 def _answer(text: str) -> _Answer | None:
     if not text or len(text) > 200:
         return None
+    measured = _MEASURED.match(text)
+    if measured:  # a number with its unit, which may be stated without it
+        text = measured.group(1)
     if _NUMBER.match(text):
         digits = text.replace(",", "").replace("$", "").rstrip("%")
         head, dot, tail = digits.partition(".")
@@ -138,7 +142,7 @@ def _first_statement(view: View, answer: _Answer) -> tuple[int, int, int, str] |
 
 
 def _useful(view: View, work: list[CallAt], answer: _Answer) -> tuple[Finding, ...]:
-    """Verifications that changed the answer: another one was stated before a tool gave the final."""
+    """Verifications that changed the answer: one was stated before a tool gave the final one."""
     for each in work:
         if each.answer is None or not answer.find(each.answer.text):
             continue

@@ -20,8 +20,9 @@ _SYNTAX = re.compile(
 )
 _FENCE = re.compile(r"```(?:python|py|bash|sh)\n")
 _REFUSED = re.compile(
-    r"unknown (?:tool|function|action)|(?:tool|function) [`'\"]?[\w.-]+[`'\"]? (?:is )?not (?:found|"
-    r"registered|available|defined)|no (?:such )?tool (?:named|called)|there is no tool|"
+    r"unknown (?:tool|function|action)|"
+    r"(?:tool|function) [`'\"]?[\w.-]+[`'\"]? (?:is )?not (?:found|registered|"
+    r"available|defined)|no (?:such )?tool (?:named|called)|there is no tool|"
     r"not a valid tool|does not exist in the tool|No such tool available|is not a recognized tool|"
     r"(?:invalid|failed to parse|could not parse|cannot parse)[\w ]*(?:arguments|tool call|json)|"
     r"InputValidationError|the arguments of \w+ cannot be used",

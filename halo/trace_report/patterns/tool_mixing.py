@@ -33,7 +33,10 @@ def find(view: View, thresholds: Thresholds) -> Verdict:
             continue
         back = calls[second[0]]
         given = calls[middle[0] : middle[1]]
-        if _uses(view, back, given):
+        family = families[middle[0]]
+        # What an earlier stretch of that family gave may be used now.
+        earlier = [calls[i] for i in range(middle[1]) if families[i] == family]
+        if _uses(view, back, earlier):
             continue
         wasted = given[-1]
         text = back.call.arguments_text or str(back.call.arguments or "")
@@ -52,7 +55,7 @@ def find(view: View, thresholds: Thresholds) -> Verdict:
 def _uses(view: View, back: CallAt, given: list[CallAt]) -> bool:
     """Whether a call, or what the model says beside it, has a word that is new in those answers."""
     turns = view.trace.turns
-    first = min(each.turn for each in given)
+    first = given[0].turn
     before: set[str] = set()
     for place in range(first + 1):
         for message in turns[place].inputs:
@@ -63,7 +66,7 @@ def _uses(view: View, back: CallAt, given: list[CallAt]) -> bool:
         if each.answer is None:
             return True  # nobody can tell
         if each.answer_turn > back.turn:
-            return True  # asked side by side: they could not use each other
+            return True  # asked side by side: it could not use this
         gave |= words(each.answer.text)
     return bool((gave - before) & view.output_words[back.turn])
 
