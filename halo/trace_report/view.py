@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from costmodel.pte import PteRates, PteTotals, TurnCost, carry_cost, price, total
+from costmodel.pte import PteRates, PteTotals, TurnCost, price, total
 from costmodel.pte import Turn as PricedTurn
 from halo.trace_report.words import words
 from halo.traces.counting import priced_turns
@@ -50,10 +50,30 @@ class View:
         return total(self.costs)
 
     def carry(self, tokens: float, entered: int) -> float:
-        """PTE of `tokens` of context that entered with a turn, to the end of their segment."""
-        if entered >= len(self.turns):
-            return 0.0
-        return carry_cost(self.rates, tokens, self.turns, self.costs, entered)
+        """PTE of `tokens` of context that entered with a turn, to the end of their segment:
+        `costmodel.pte.carry_cost`, with the sums over later turns made once."""
+        return tokens * self._carry_rates[entered] if entered < len(self.turns) else 0.0
+
+    @cached_property
+    def _carry_rates(self) -> list[float]:
+        """PTE of carrying one token from each turn on."""
+        found = [0.0] * len(self.turns)
+        later = 0.0  # of the turns after this one, in its segment
+        for place in range(len(self.turns) - 1, -1, -1):
+            turn, cost = self.turns[place], self.costs[place]
+            read = 0.0
+            if turn.context_tokens:
+                read = (
+                    self.rates.kv_reads(turn.context_tokens, turn.decode_tokens)
+                    / turn.context_tokens
+                )
+            found[place] = 1.0 + read + later
+            if turn.new_segment:
+                later = 0.0
+            else:
+                again = cost.re_prefill / cost.kept_tokens if cost.kept_tokens else 0.0
+                later += read + again
+        return found
 
     @cached_property
     def calls(self) -> list[CallAt]:

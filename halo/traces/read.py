@@ -91,7 +91,7 @@ def find_files(patterns: Iterable[str]) -> list[Path]:
         matches = (
             [path]
             if path.exists()
-            else [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
+            else [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 absolute too
         )
         if not matches:
             raise InputError(f"no file matches {pattern!r}")
