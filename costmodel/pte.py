@@ -16,7 +16,7 @@ publication, `costmodel.pte_exact` those of a model's real geometry. This module
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 Mode = Literal["paper", "exact"]
@@ -262,6 +262,21 @@ def price(rates: PteRates, turns: Iterable[Turn]) -> list[TurnCost]:
     return costs
 
 
+def value_of(rates: PteRates, turns: Iterable[Turn]) -> float:
+    """The sum of the turns' values, without their breakdown.
+
+    Example:
+        >>> value_of(plain(0.002), [Turn(1000, 100, 0), Turn(3000, 50, 1024)])
+        3476.0
+    """
+    value = 0.0
+    for turn in turns:
+        cached = turn.cached_tokens if rates.cache_counts else 0
+        held = 0 if cached is None else min(cached, turn.context_tokens)
+        value += rates.turn(turn.context_tokens, turn.decode_tokens, held)
+    return value
+
+
 def carry_cost(
     rates: PteRates, tokens: float, turns: Sequence[Turn], costs: Sequence[TurnCost], entered: int
 ) -> float:
@@ -348,6 +363,16 @@ def ideal_turns(turns: Iterable[Turn]) -> list[Turn]:
     for turn in turns:
         kept = 0 if turn.new_segment else min(turn.context_tokens, before)
         held = max(kept, turn.cached_tokens or 0)
-        changed.append(replace(turn, cached_tokens=min(turn.context_tokens, held)))
+        held = min(turn.context_tokens, held)
+        changed.append(
+            Turn(
+                turn.context_tokens,
+                turn.decode_tokens,
+                held,
+                turn.new_segment,
+                turn.tool_tokens,
+                turn.new_tool_tokens,
+            )
+        )
         before = turn.context_tokens + turn.decode_tokens
     return changed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -46,7 +45,7 @@ def report(
             take = CsvRows(stream).write
         found = build_report(files, chosen, take)
     if csv_file is not None and partial is not None:
-        os.replace(partial, csv_file)
+        partial.replace(csv_file)
     if html_file is not None:
         from halo.trace_report.html import render_html
 
@@ -66,6 +65,6 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.tmp")
     try:
         partial.write_text(text, "utf-8", "surrogateescape")
-        os.replace(partial, path)
+        partial.replace(path)
     except OSError as error:
         raise HaloError(f"{path}: cannot write it: {error.strerror}") from error

@@ -12,7 +12,6 @@ from costmodel.pte import PteRates
 from halo.trace_report.finding import DEFAULT_THRESHOLDS, Thresholds, Verdict
 from halo.trace_report.patterns.all_rules import judge
 from halo.trace_report.rates_book import RatesBook
-from halo.trace_report.tool_families import is_failure
 from halo.trace_report.view import View
 from halo.trace_report.what_if import Scenarios, outcomes
 from halo.traces.counting import BYTES, Counter, fill_tokens
@@ -187,7 +186,7 @@ def tools_of(view: View) -> dict[str, ToolUse]:
         if answer is None:
             continue
         use.answer_tokens += answer.tokens
-        use.errors += is_failure(answer)
+        use.errors += view.is_failure(answer)
         use.pte += view.carry(answer.tokens, each.answer_turn)
         if answer.seconds is not None:
             use.seconds += answer.seconds

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import lru_cache
 from typing import Any, Literal, cast
 
+from halo.trace_report.answers import is_nothing
 from halo.trace_report.view import CallAt
-from halo.traces.record import Message
 
 Family = Literal["retrieval", "browse", "compute", "shell", "file", "domain"]
 AnswerKind = Literal["error", "empty", "expected empty", "normal", "missing"]
@@ -46,18 +47,6 @@ _FAMILIES: tuple[tuple[Family, frozenset[str]], ...] = (
 )
 _FINAL = _set("submit finish final answer done exit respond")
 _POLLING = _set("wait poll status sleep progress")
-_FAILURE = re.compile(
-    r"(?:^|\n)\s*(?:Traceback \(most recent call last\)|\w*(?:Error|Exception)\b\s*[:(]|"
-    r"(?:error|fatal|failed|unknown action|exception)\b\s*[:!])"
-    r"|command not found|No such file or directory|Permission denied|"
-    r"\b(?:status|code|HTTP)[ :=]+(?:4\d\d|5\d\d)\b",
-    re.IGNORECASE,
-)
-_PRIORS = re.compile(
-    r"\b(SyntaxError|IndentationError|TabError|NameError|ImportError|ModuleNotFoundError|"
-    r"UnboundLocalError)\b|command not found|syntax error near unexpected token|"
-    r"unexpected EOF while looking for|is not recognized as an internal or external command"
-)
 _VOID_WORDS = _set(
     "write edit create delete remove save set update send put move copy mkdir close insert add "
     "cancel"
@@ -67,19 +56,20 @@ _VOID_COMMAND = re.compile(
     r"config|init|switch|restore)|sed -i|pip install -q|kill|sleep|true)\b|>{1,2}\s*[\w./~-]+\s*"
     r"(?:<<|$|\n)|\bpatch\b.*-s|\bdiff\b|\bgrep\b|\bfind\b|\btest\b|\[\s"
 )
-_NOTHING = re.compile(r"^\s*(?:\(?no output\)?|none|null|\[\]|\{\}|''|\"\"|<empty>)?\s*$", re.I)
 
 
-def name_words(name: str) -> set[str]:
+@lru_cache(maxsize=4096)
+def name_words(name: str) -> frozenset[str]:
     """Words of a tool's name.
 
     Example:
         >>> sorted(name_words("WebFetch")), sorted(name_words("str_replace_editor"))
         (['fetch', 'web'], ['editor', 'replace', 'str'])
     """
-    return {word.lower() for word in _SPLIT.split(name) if word}
+    return frozenset(word.lower() for word in _SPLIT.split(name) if word)
 
 
+@lru_cache(maxsize=4096)
 def family_of(name: str) -> Family:
     """The family of a tool, by the words of its name; "domain" when none of them tells.
 
@@ -118,12 +108,13 @@ def code_of(call: CallAt) -> str:
     return arguments if isinstance(arguments, str) else call.call.arguments_text
 
 
-def answer_kind(call: CallAt) -> AnswerKind:
-    """What came back: tool-aware, for silence is a shell's normal sign of success."""
+def answer_kind(call: CallAt, failed: bool) -> AnswerKind:
+    """What came back from a call that `failed` or not: tool-aware, for silence is a shell's normal
+    sign of success."""
     answer = call.answer
     if answer is None:
         return "missing"
-    if is_failure(answer):
+    if failed:
         return "error"
     if not is_nothing(answer.text):
         return "normal"
@@ -136,27 +127,6 @@ def answer_kind(call: CallAt) -> AnswerKind:
     if family == "compute":
         return "empty"
     return "expected empty" if name_words(call.name) & _VOID_WORDS else "empty"
-
-
-def is_failure(answer: Message) -> bool:
-    """Whether an answer reports a failure: by the trace's own flag, else by its text."""
-    if answer.is_error is not None:
-        return answer.is_error or bool(_PRIORS.search(answer.text[:4000]))
-    if answer.exit_code not in (None, 0):
-        # grep, diff and test say "no" with code 1
-        return answer.exit_code != 1 or bool(_FAILURE.search(answer.text[:4000]))
-    head = answer.text[:4000]
-    return bool(_FAILURE.search(head)) and len(answer.text) < 20_000
-
-
-def is_nothing(text: str) -> bool:
-    """Whether an answer has no content."""
-    return len(text) < 32 and bool(_NOTHING.match(text))
-
-
-def priors_failure(answer: Message) -> re.Match[str] | None:
-    """A failure that knowing the tool would have avoided."""
-    return _PRIORS.search(answer.text[:8000])
 
 
 def ends_in_bare_expression(code: str) -> bool:

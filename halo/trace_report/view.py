@@ -7,6 +7,7 @@ from functools import cached_property
 
 from costmodel.pte import PteRates, PteTotals, TurnCost, price, total
 from costmodel.pte import Turn as PricedTurn
+from halo.trace_report.answers import is_failure
 from halo.trace_report.words import words
 from halo.traces.counting import priced_turns
 from halo.traces.record import Message, ToolCall, Trace
@@ -32,6 +33,25 @@ class CallAt:
         return self.call.name or (self.answer.tool_name if self.answer else "")
 
 
+PROMPT, ANSWER, OUTPUT = 0, 1, 2
+"""Places within a turn, in the order of a context: place 3 * turn + one of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class WordPlaces:
+    """Places of words in a trace.
+
+    Attributes:
+        first: where a word is first met.
+        written: where the model last wrote it; missing when it never did.
+        outputs: words of each turn's answer, calls included.
+    """
+
+    first: dict[str, int]
+    written: dict[str, int]
+    outputs: list[frozenset[str]]
+
+
 @dataclass
 class View:
     """A trace with its prices. Tokens are filled in."""
@@ -40,6 +60,8 @@ class View:
     rates: PteRates
     turns: list[PricedTurn] = field(default_factory=list[PricedTurn])
     costs: list[TurnCost] = field(default_factory=list[TurnCost])
+    _words: dict[int, frozenset[str]] = field(default_factory=dict[int, frozenset[str]])
+    _failures: dict[int, bool] = field(default_factory=dict[int, bool])
 
     def __post_init__(self) -> None:
         self.turns = priced_turns(self.trace)
@@ -126,12 +148,41 @@ class View:
         return False
 
     @cached_property
-    def output_words(self) -> list[frozenset[str]]:
-        """Words of each turn's answer, calls included."""
-        found: list[frozenset[str]] = []
-        for turn in self.trace.turns:
+    def word_places(self) -> WordPlaces:
+        """Where each word of the trace is first met, and last written by the model."""
+        first: dict[str, int] = {}
+        written: dict[str, int] = {}
+        outputs: list[frozenset[str]] = []
+        for place, turn in enumerate(self.trace.turns):
+            for offset, role_is_tool in ((PROMPT, False), (ANSWER, True)):
+                for message in turn.inputs:
+                    if (message.role == "tool") is role_is_tool:
+                        here = 3 * place + offset
+                        for word in self.words_of(message):
+                            if word not in first:
+                                first[word] = here
             output = turn.output
             texts = [output.text, output.reasoning]
             texts += [call.arguments_text or str(call.arguments or "") for call in output.calls]
-            found.append(words("\n".join(texts)))
-        return found
+            found = words("\n".join(texts))
+            outputs.append(found)
+            here = 3 * place + OUTPUT
+            for word in found:
+                written[word] = here
+                if word not in first:
+                    first[word] = here
+        return WordPlaces(first, written, outputs)
+
+    def words_of(self, message: Message) -> frozenset[str]:
+        """Words of a message's text, found once."""
+        known = self._words.get(id(message))
+        if known is None:
+            known = self._words[id(message)] = words(message.text)
+        return known
+
+    def is_failure(self, message: Message) -> bool:
+        """Whether a tool answer reports a failure, judged once."""
+        known = self._failures.get(id(message))
+        if known is None:
+            known = self._failures[id(message)] = is_failure(message)
+        return known

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from costmodel.pte import PteRates, Turn, ideal_turns, price
+from costmodel.pte import PteRates, Turn, ideal_turns, value_of
 from halo.trace_report.view import View
 
 
@@ -88,12 +88,13 @@ def _shrunk(turns: Sequence[Turn], cuts: Sequence[float]) -> list[Turn]:
         if cached is not None:
             cached = min(context, max(0, round(cached - before)))
         changed.append(
-            replace(
-                turn,
-                context_tokens=context,
-                cached_tokens=cached,
-                tool_tokens=max(0, round(turn.tool_tokens - gone)),
-                new_tool_tokens=max(0, round(turn.new_tool_tokens - cut)),
+            Turn(
+                context,
+                turn.decode_tokens,
+                cached,
+                turn.new_segment,
+                max(0, round(turn.tool_tokens - gone)),
+                max(0, round(turn.new_tool_tokens - cut)),
             )
         )
         before = gone
@@ -108,21 +109,17 @@ def outcomes(
 ) -> dict[str, float]:
     """PTE of each scenario; "as recorded" is the trace itself."""
     found = {"as recorded": view.totals.value}
-    found["perfect cache reuse"] = _value(view.rates, ideal_turns(view.turns))
-    found[f"tool answers capped at {scenarios.cap_tokens:,} tokens"] = _value(
+    found["perfect cache reuse"] = value_of(view.rates, ideal_turns(view.turns))
+    found[f"tool answers capped at {scenarios.cap_tokens:,} tokens"] = value_of(
         view.rates, capped(view, scenarios.cap_tokens)
     )
     if scenarios.remove_calls:
         calls = "call" if scenarios.remove_calls == 1 else "calls"
-        found[f"without the {scenarios.remove_calls} costliest {calls} of each trace"] = _value(
+        found[f"without the {scenarios.remove_calls} costliest {calls} of each trace"] = value_of(
             view.rates, without_costliest(view, scenarios.remove_calls)
         )
     if other_hardware is not None:
-        found[f"on {other_hardware.hardware}"] = _value(other_hardware, view.turns)
+        found[f"on {other_hardware.hardware}"] = value_of(other_hardware, view.turns)
     if other_model is not None:
-        found[f"with {other_model.model}"] = _value(other_model, view.turns)
+        found[f"with {other_model.model}"] = value_of(other_model, view.turns)
     return found
-
-
-def _value(rates: PteRates, turns: Sequence[Turn]) -> float:
-    return sum(cost.value for cost in price(rates, turns))

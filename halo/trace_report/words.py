@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
-_WORD = re.compile(r"[A-Za-z_]\w{3,}|\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.\d+|\d{2,}")
-_STRONG = re.compile(r"\d{3}|_|[a-z][A-Z]|\d\.\d")
+_PATTERN = r"[a-z_]\w{3,}|\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.\d+|\d{2,}"
+_ASCII_WORD = re.compile(_PATTERN, re.ASCII)
+_WORD = re.compile(r"[^\W\d]\w{3,}|" + _PATTERN.split("|", 1)[1])
+_STRONG = re.compile(r"\d{3}|_|\d\.\d")
 _MOST_CHARACTERS = 24_000
 
 
@@ -20,9 +22,11 @@ def words(text: str) -> frozenset[str]:
     if len(text) > _MOST_CHARACTERS:
         half = _MOST_CHARACTERS // 2
         text = f"{text[:half]}\n{text[-half:]}"
-    return frozenset(
-        word.replace(",", "") if word[0].isdigit() else word.lower() for word in _WORD.findall(text)
-    )
+    lower = text.lower()
+    found = frozenset((_ASCII_WORD if lower.isascii() else _WORD).findall(lower))
+    if "," in lower:
+        return frozenset(word.replace(",", "") if "," in word else word for word in found)
+    return found
 
 
 def is_strong(word: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from halo.trace_report.finding import Finding, Thresholds, Verdict, quote
 from halo.trace_report.tool_families import is_final
@@ -37,8 +37,11 @@ class _Answer:
     shown: str
     pattern: re.Pattern[str]
     needs_cue: bool
+    hint: str
 
     def find(self, text: str) -> re.Match[str] | None:
+        if self.hint not in text and (self.hint.isdigit() or self.hint not in text.lower()):
+            return None  # the expression is slow on long texts
         for match in self.pattern.finditer(text):
             before = text[max(0, match.start() - 24) : match.start()].rstrip()
             if not self.needs_cue or _STATED.search(before):
@@ -120,18 +123,19 @@ def _answer(text: str) -> _Answer | None:
         )
         body = spaced + (re.escape(dot + tail) if dot else r"(?:\.0+)?")
         pattern = re.compile(rf"(?<![\w.,/])\$?{body}(?![\w/]|[.,]\d)")
-        return _Answer(text, pattern, needs_cue=len(re.sub(r"\D", "", text)) < 3)
+        return _Answer(text, pattern, needs_cue=len(re.sub(r"\D", "", text)) < 3, hint=head[-3:])
     if len(text) < 4:
         return None
     body = r"\s+".join(re.escape(word) for word in text.split())
-    return _Answer(text, re.compile(rf"(?<!\w){body}(?!\w)", re.IGNORECASE), needs_cue=False)
+    pattern = re.compile(rf"(?<!\w){body}(?!\w)", re.IGNORECASE)
+    return _Answer(text, pattern, needs_cue=False, hint=text.split()[0].lower())
 
 
 def _first_statement(view: View, answer: _Answer) -> tuple[int, int, int, str] | None:
     """(turn, start, end, text) where the model first states the answer by itself."""
     for place, turn in enumerate(view.trace.turns[:-1]):
         for message in turn.inputs:
-            plain = _Answer(answer.shown, answer.pattern, needs_cue=False)
+            plain = replace(answer, needs_cue=False)
             if plain.find(message.text):
                 return None
         for text in (turn.output.reasoning, turn.output.text):

@@ -29,6 +29,8 @@ _REFUSED = re.compile(
     re.IGNORECASE,
 )
 
+_REFUSED_HINTS = ("tool", "function", "action", "argument", "json", "inputvalidation")
+
 
 def find(view: View, thresholds: Thresholds) -> Verdict:
     """One malformed call is a slip, two are a collapse. Without a list of declared tools only
@@ -37,9 +39,14 @@ def find(view: View, thresholds: Thresholds) -> Verdict:
     if not trace.has_content and not any(turn.output.calls for turn in trace.turns):
         return Verdict(NAME, "unknown", reason="the trace has no texts and no calls")
     declared = {tool.name: tool for tool in trace.tools or ()}
+    validators = {
+        name: (tool.schema, _validator(json.dumps(tool.schema)))
+        for name, tool in declared.items()
+        if tool.schema
+    }
     broken: dict[int, list[tuple[str, int, int, str, float, str]]] = {}
     for each in view.calls:
-        problem = _call_problem(each, declared)
+        problem = _call_problem(each, declared, validators)
         if problem:
             text = each.call.arguments_text
             shown = quote(f"{each.name} {text}")
@@ -63,7 +70,11 @@ def find(view: View, thresholds: Thresholds) -> Verdict:
     return Verdict(NAME, "fired" if findings else "clear", tuple(findings), bool(findings))
 
 
-def _call_problem(each: CallAt, declared: dict[str, ToolSpec]) -> tuple[float, str] | None:
+def _call_problem(
+    each: CallAt,
+    declared: dict[str, ToolSpec],
+    validators: dict[str, tuple[dict[str, Any], Any]],
+) -> tuple[float, str] | None:
     call = each.call
     if call.problem:
         return 0.95, f"the arguments do not parse: {call.problem[:100]}"
@@ -71,18 +82,21 @@ def _call_problem(each: CallAt, declared: dict[str, ToolSpec]) -> tuple[float, s
         tool = declared.get(call.name)
         if tool is None:
             return 0.9, f"no tool {call.name!r} is declared"
-        if tool.schema:
-            wrong = schema_problem(tool.schema, call.arguments)
+        if call.name in validators:
+            wrong = _schema_problem(*validators[call.name], call.arguments)
             if wrong:
                 return 0.9, wrong
     if each.answer is not None and len(each.answer.text) < 2000:
-        match = _REFUSED.search(each.answer.text)
+        lower = each.answer.text.lower()
+        match = None
+        if any(hint in lower for hint in _REFUSED_HINTS):
+            match = _REFUSED.search(each.answer.text)
         if match:
             return 0.7, f"the tool refused it: {match.group()}"
     return None
 
 
-def schema_problem(schema: dict[str, Any], arguments: Any) -> str:
+def _schema_problem(schema: dict[str, Any], validator: Any, arguments: Any) -> str:
     """What of the arguments breaks the declared schema; empty when nothing does, or when the
     schema itself is wrong."""
     properties = schema.get("properties")
@@ -92,7 +106,6 @@ def schema_problem(schema: dict[str, Any], arguments: Any) -> str:
             unknown = [name for name in names if name not in properties]
             if unknown:
                 return f"unknown argument {str(unknown[0])[:60]!r}"
-    validator = _validator(json.dumps(schema))
     if validator is None or validator.is_valid(arguments):
         return ""
     error = next(iter(validator.iter_errors(arguments)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from halo.trace_report.finding import Finding, Thresholds, Verdict, quote
 from halo.trace_report.patterns.tool_priors import same_arguments
-from halo.trace_report.tool_families import is_failure, is_final, is_polling
+from halo.trace_report.tool_families import is_final, is_polling
 from halo.trace_report.view import CallAt, View
 
 NAME = "repeated_calls"
@@ -27,7 +27,7 @@ def find(view: View, thresholds: Thresholds) -> Verdict:
         first[key] = each
         if before is None or each.answer is None or before.answer is None:
             continue
-        if is_failure(each.answer):
+        if view.is_failure(each.answer):
             continue
         known, now = before.answer.text.split(), each.answer.text.split()
         if known != now:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from halo.trace_report.finding import Finding, Thresholds, Verdict, quote
 from halo.trace_report.tool_families import family_of, is_final
-from halo.trace_report.view import CallAt, View
-from halo.trace_report.words import words
+from halo.trace_report.view import OUTPUT, CallAt, View
 
 NAME = "tool_mixing"
 _FEWEST = 2
@@ -54,21 +53,18 @@ def find(view: View, thresholds: Thresholds) -> Verdict:
 
 def _uses(view: View, back: CallAt, given: list[CallAt]) -> bool:
     """Whether a call, or what the model says beside it, has a word that is new in those answers."""
-    turns = view.trace.turns
-    first = given[0].turn
-    before: set[str] = set()
-    for place in range(first + 1):
-        for message in turns[place].inputs:
-            before |= words(message.text)
-        before |= view.output_words[place]
-    gave: set[str] = set()
+    places = view.word_places
+    begins = 3 * given[0].turn + OUTPUT
+    written = places.outputs[back.turn]
     for each in given:
         if each.answer is None:
             return True  # nobody can tell
         if each.answer_turn > back.turn:
             return True  # asked side by side: it could not use this
-        gave |= words(each.answer.text)
-    return bool((gave - before) & view.output_words[back.turn])
+        shared = view.words_of(each.answer) & written
+        if any(places.first[word] > begins for word in shared):
+            return True
+    return False
 
 
 def _cost(view: View, given: list[CallAt]) -> float:

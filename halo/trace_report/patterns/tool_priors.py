@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 
+from halo.trace_report.answers import is_nothing, priors_failure
 from halo.trace_report.finding import Finding, Thresholds, Verdict, quote
 from halo.trace_report.tool_families import (
     answer_kind,
     code_of,
     ends_in_bare_expression,
     family_of,
-    is_nothing,
-    priors_failure,
 )
 from halo.trace_report.view import CallAt, View
 
@@ -29,7 +28,7 @@ def find(view: View, thresholds: Thresholds) -> Verdict:
     failed: dict[tuple[str, str], int] = {}
     paper = False
     for each in view.calls:
-        kind = answer_kind(each)
+        kind = answer_kind(each, each.answer is not None and view.is_failure(each.answer))
         paper = paper or kind in ("error", "empty", "expected empty")
         key = (each.name, same_arguments(each))
         found = _judge(each, kind, failed.get(key))

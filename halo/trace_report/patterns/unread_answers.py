@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from halo.trace_report.finding import Finding, Thresholds, Verdict, quote
-from halo.trace_report.view import View
-from halo.trace_report.words import is_strong, words
+from halo.trace_report.view import ANSWER, View
+from halo.trace_report.words import is_strong
 
 NAME = "unread_answers"
 _STUB_TOKENS = 50  # what a short notice in its place would take
@@ -28,29 +28,14 @@ def find(view: View, thresholds: Thresholds) -> Verdict:
         return Verdict(NAME, "clear")
     if not any(each.answer and each.answer.text for each in large):
         return Verdict(NAME, "unknown", reason="the trace has no tool answers")
-    later: list[frozenset[str]] = []
-    union: frozenset[str] = frozenset()
-    for written in reversed(view.output_words):
-        union = union | written
-        later.append(union)
-    later.reverse()
-    seen: set[str] = set()
-    seen_to = -1
+    places = view.word_places
     findings: list[Finding] = []
-    for each in sorted(large, key=lambda call: call.answer_turn):
+    for each in large:
         answer = each.answer
         assert answer is not None
-        for place in range(seen_to + 1, each.answer_turn + 1):
-            if place:
-                seen |= view.output_words[place - 1]
-                for message in trace.turns[place - 1].inputs:
-                    seen |= words(message.text)
-            for message in trace.turns[place].inputs:
-                if message.role != "tool":
-                    seen |= words(message.text)
-        seen_to = max(seen_to, each.answer_turn)
-        new = words(answer.text) - seen
-        used = new & later[each.answer_turn]
+        here = 3 * each.answer_turn + ANSWER
+        new = [word for word in view.words_of(answer) if places.first[word] == here]
+        used = [word for word in new if places.written.get(word, -1) > here]
         if len(used) >= _FEW_WORDS or any(is_strong(word) for word in used):
             continue
         if not new:
