@@ -281,8 +281,8 @@ def carry_cost(
     rates: PteRates, tokens: float, turns: Sequence[Turn], costs: Sequence[TurnCost], entered: int
 ) -> float:
     """PTE that `tokens` of context cost from turn `entered`, where they were new, to the end of
-    their segment: prefilled once, prefilled again at each loss in proportion, and read by every
-    decoded token (pte.md's carry cost, `r * sum(uncached share + gamma * D)`)."""
+    their segment: prefilled unless it was cached, prefilled again at each loss in proportion, and
+    read by every decoded token: `tokens * sum(uncached share + gamma * D)`."""
     total = 0.0
     for place in range(entered, len(turns)):
         turn, cost = turns[place], costs[place]
@@ -293,10 +293,20 @@ def carry_cost(
         share = min(1.0, tokens / turn.context_tokens)
         total += share * rates.kv_reads(turn.context_tokens, turn.decode_tokens)
         if place == entered:
-            total += tokens
+            total += tokens * fresh_share(rates, turn, cost)
         elif cost.kept_tokens:
             total += min(1.0, tokens / cost.kept_tokens) * cost.re_prefill
     return total
+
+
+def fresh_share(rates: PteRates, turn: Turn, cost: TurnCost) -> float:
+    """Of the tokens that are new to a turn's context, the share that was prefilled: a prefix that
+    another trajectory left in the cache is new to this one, and not prefilled."""
+    new = turn.context_tokens - cost.kept_tokens
+    if new <= 0 or turn.cached_tokens is None or not rates.cache_counts:
+        return 1.0
+    held = min(turn.cached_tokens, turn.context_tokens)
+    return (turn.context_tokens - max(cost.kept_tokens, held)) / new
 
 
 @dataclass(slots=True)

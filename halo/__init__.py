@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from halo.dsl.sql import sql
     from halo.dsl.tool import tool
     from halo.dsl.workflow import workflow
+    from halo.pte_api import pte
     from halo.session import Session
 
 _HOMES = {
@@ -28,6 +29,7 @@ _HOMES = {
     "explain": "halo.api",
     "loop": "halo.dsl.control",
     "map": "halo.dsl.control",
+    "pte": "halo.pte_api",
     "reduce": "halo.dsl.control",
     "run": "halo.api",
     "sql": "halo.dsl.sql",
@@ -45,6 +47,7 @@ __all__ = [
     "explain",
     "loop",
     "map",
+    "pte",
     "reduce",
     "run",
     "sql",

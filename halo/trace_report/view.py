@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from costmodel.pte import PteRates, PteTotals, TurnCost, price, total
+from costmodel.pte import PteRates, PteTotals, TurnCost, fresh_share, price, total
 from costmodel.pte import Turn as PricedTurn
 from halo.trace_report.answers import is_failure
 from halo.trace_report.words import words
@@ -89,7 +89,7 @@ class View:
                     self.rates.kv_reads(turn.context_tokens, turn.decode_tokens)
                     / turn.context_tokens
                 )
-            found[place] = 1.0 + read + later
+            found[place] = fresh_share(self.rates, turn, cost) + read + later
             if turn.new_segment:
                 later = 0.0
             else:

@@ -59,13 +59,13 @@ def read(source: Source, head: Head) -> Iterator[Trace]:
             if kind == "field":
                 fields[str(key)] = value
             else:
-                yield _conversation(as_dict(value), f"{source.name}#{key}")
+                yield conversation_of(as_dict(value), f"{source.name}#{key}")
         if fields:
-            yield _conversation(fields, source.name)
+            yield conversation_of(fields, source.name)
         return
     if "messages" in head.lines[0]:
         for number, line in source.objects():
-            yield _conversation(line, f"{source.name}:{number}")
+            yield conversation_of(line, f"{source.name}:{number}")
         return
     trace: Trace | None = None
     sequence = CallSequence()
@@ -94,7 +94,8 @@ def read(source: Source, head: Head) -> Iterator[Trace]:
         yield trace
 
 
-def _conversation(fields: dict[str, Any], place: str) -> Trace:
+def conversation_of(fields: dict[str, Any], place: str) -> Trace:
+    """The trace of one conversation object."""
     trace = Trace(
         id=str(fields.get("id") or place.rsplit("/", 1)[-1]),
         format=NAME,
