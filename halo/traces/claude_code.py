@@ -67,11 +67,13 @@ def read(source: Source, head: Head) -> Iterator[Trace]:
     """One trace a session."""
     sessions: dict[str, _Session] = {}
     for number, line in source.objects():
+        kind = line.get("type")
+        if kind not in ("system", "assistant", "user", "result"):
+            continue
         id = str(line.get("sessionId") or line.get("session_id") or "session")
         session = sessions.get(id)
         if session is None:
             session = sessions[id] = _Session(id, f"{source.name}:{number}")
-        kind = line.get("type")
         if kind == "system":
             _system(session, line)
         elif kind == "assistant":

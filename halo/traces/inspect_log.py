@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -30,6 +31,15 @@ from halo.traces.source import Head, Source
 from halo.traces.usage_fields import read_usage
 
 NAME = "inspect"
+_UNREADABLE = (
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+    RuntimeError,
+    NotImplementedError,
+    OSError,
+    EOFError,
+)
 _LARGEST_SAMPLE_BYTES = 1024 * 1024 * 1024
 
 
@@ -93,7 +103,7 @@ def _member(archive: zipfile.ZipFile, name: str, source: Source) -> Any:
         return None
     try:
         return json.loads(archive.read(name))
-    except (ValueError, zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError) as error:
+    except _UNREADABLE as error:
         source.problems.add(place, f"cannot read it: {error}")
         return None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -133,7 +134,7 @@ def stream_items(
                         raise BrokenDocumentError(f"expected ',', found {buffer.peek()!r}")
             else:
                 raise BrokenDocumentError(f"expected an object or a list, found {first!r}")
-        except (BrokenDocumentError, EOFError, OSError) as error:
+        except (BrokenDocumentError, EOFError, OSError, zlib.error) as error:
             problems.add(str(path), f"the document breaks off: {error}")
 
 

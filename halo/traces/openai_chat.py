@@ -32,7 +32,7 @@ def mismatch(head: Head) -> str:
     if not objects:
         return f"expected JSON objects, found {head.describe()}"
     first = objects[0]
-    kind = _kind(first)
+    kind = _kind(first, isinstance(head.document, list))
     if kind is None:
         return (
             "expected messages, request and response, or role and conversation_id; found "
@@ -55,7 +55,7 @@ def mismatch(head: Head) -> str:
     return ""
 
 
-def _kind(first: dict[str, Any]) -> str | None:
+def _kind(first: dict[str, Any], is_list: bool = False) -> str | None:
     if isinstance(first.get("messages"), list):
         if "trajectory_format" in first or "sessionId" in first or "simulations" in first:
             return None
@@ -64,6 +64,8 @@ def _kind(first: dict[str, Any]) -> str | None:
         return "conversation"
     if isinstance(first.get("response"), dict) and ("request" in first or "custom_id" in first):
         return "calls"
+    if "role" in first and ("content" in first or "tool_calls" in first) and is_list:
+        return "messages"
     if "role" in first and any(key in first for key in ("conversation_id", "trace_id")):
         return "flat"
     return None

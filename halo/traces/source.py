@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,10 +79,12 @@ def read_head(path: Path) -> Head:
         if magic == b"PK\x03\x04":
             return Head(is_zip=True)
         head = Head(is_gzip=magic[:2] == b"\x1f\x8b")
-        with open_bytes(path) as stream:
+        with path.open("rb") as stream:
             data = stream.read(HEAD_BYTES)
-            complete = len(data) < HEAD_BYTES
-    except (OSError, EOFError) as error:
+        if head.is_gzip:  # what can be unpacked of it, also when its end is missing
+            data = zlib.decompressobj(31).decompress(data, HEAD_BYTES)
+        complete = len(data) < HEAD_BYTES
+    except (OSError, zlib.error) as error:
         raise InputError(f"{path}: cannot read it: {error}") from error
     text = data.decode("utf-8-sig", "replace")
     if not text.strip():
@@ -96,6 +99,8 @@ def read_head(path: Path) -> Head:
         head.lines = objects
         return head
     head.document = partial_json(text)
+    if content_lines == 1 and objects:
+        head.lines = objects  # one line is a document, and JSON Lines as well
     if isinstance(head.document, list | dict) and head.document:
         return head
     head.lines = objects  # the first line is broken, others are not
@@ -117,7 +122,7 @@ def partial_json(text: str) -> Any:
 
     Example:
         >>> partial_json('{"a": [1, 2, {"b": "unfini')
-        {'a': [1, 2]}
+        {'a': [1, 2, {}]}
     """
     try:
         return json.loads(text)
@@ -188,7 +193,7 @@ class Source:
             while self.end is None or offset < self.end:
                 try:
                     line = stream.readline(LONGEST_LINE_BYTES)
-                except (OSError, EOFError) as error:
+                except (OSError, EOFError, zlib.error) as error:
                     self.problems.add(f"{self.name}:{number + 1}", f"the file ends here: {error}")
                     return
                 if not line:

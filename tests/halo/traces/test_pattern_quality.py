@@ -21,6 +21,7 @@ from halo.traces.openai_chat import conversation
 
 HERE = Path(__file__)
 LABELLED = HERE.parents[2] / "fixtures" / "traces" / "labelled"
+RATES = Pricing().rates("llama-3.1-8b")
 PAGE = HERE.parents[3] / "docs" / "benchmarks" / "pte-patterns.md"
 SCHEMAS: dict[str, dict[str, str]] = {
     "python": {"code": "string"},
@@ -31,11 +32,11 @@ SCHEMAS: dict[str, dict[str, str]] = {
     "get_order_details": {"order_id": "string"},
     "search_many": {"queries": "array"},
 }
-WORDS = (
+VOCABULARY = (
     "garden harbour velvet lantern meadow copper thunder willow orchard granite saddle pepper "
     "compass feather marble cottage ribbon anchor violet barley kettle canyon pillow walnut "
     "glacier trumpet biscuit lagoon tunnel cradle magnet drizzle parade cactus zephyr tundra"
-).split()
+)
 
 
 def filler(kind: str, lines: int, seed: str) -> str:
@@ -43,7 +44,7 @@ def filler(kind: str, lines: int, seed: str) -> str:
     random = Random(seed)
     made: list[str] = []
     for number in range(lines):
-        a, b, c = random.sample(WORDS, 3)
+        a, b, c = random.sample(VOCABULARY.split(), 3)
         if kind == "prose":
             made.append(f"The {a} beside the {b} was older than any {c} of the valley.")
         elif kind == "paths":
@@ -115,6 +116,7 @@ def _tool(name: str) -> dict[str, Any]:
 
 
 def judge_case(case: dict[str, Any]) -> dict[str, Verdict]:
+    """Every rule's verdict."""
     trace = conversation(as_conversation(case), case["id"])
     codes = [turn["exit_code"] for turn in case["turns"] if "exit_code" in turn]
     for turn in trace.turns:
@@ -123,7 +125,7 @@ def judge_case(case: dict[str, Any]) -> dict[str, Verdict]:
                 message.exit_code = codes.pop(0)
         turn.output.reasoning_hidden = bool(case.get("hidden_thinking"))
     fill_tokens(trace)
-    return judge(View(trace, Pricing().rates("llama-3.1-8b")))
+    return judge(View(trace, RATES))
 
 
 def measure(cases: list[dict[str, Any]]) -> dict[str, list[int]]:
@@ -176,8 +178,8 @@ def page() -> str:
 Rewritten by `python -m pytest --golden tests/halo/traces/test_pattern_quality.py`; the default
 tests compare it with what the rules do. Measured on {len(cases)} short trajectories under
 `tests/fixtures/traces/labelled`, written by the authors of the rules, each labelled for all seven
-rules. That is a check of the rules' logic, not an estimate for your traces: real ones are longer and
-messier. {len(held)} of the trajectories were held back while the rules were tuned; some of both
+rules. That is a check of the rules' logic, not an estimate for your traces: real ones are longer
+and messier. {len(held)} of the trajectories were held back while the rules were tuned; some of both
 kinds are there because a rule on texts cannot get them right. A verdict of `unknown` misses a
 positive and is no false alarm.
 
@@ -246,6 +248,6 @@ def test_findings_of_one_trace_do_not_exceed_it() -> None:
     for case in trajectories():
         trace = conversation(as_conversation(case), case["id"])
         fill_tokens(trace)
-        view = View(trace, Pricing().rates("llama-3.1-8b"))
+        view = View(trace, RATES)
         for name, verdict in judge(view).items():
             assert verdict.pte <= view.totals.value * 1.001, (case["id"], name)
