@@ -15,6 +15,7 @@ check_siblings()
 if TYPE_CHECKING:
     from halo.api import explain, run
     from halo.dsl.control import agent, loop, map, reduce, when
+    from halo.dsl.mcp import mcp
     from halo.dsl.model import Model
     from halo.dsl.sql import sql
     from halo.dsl.tool import tool
@@ -29,6 +30,7 @@ _HOMES = {
     "explain": "halo.api",
     "loop": "halo.dsl.control",
     "map": "halo.dsl.control",
+    "mcp": "halo.dsl.mcp",
     "pte": "halo.pte_api",
     "reduce": "halo.dsl.control",
     "run": "halo.api",
@@ -47,6 +49,7 @@ __all__ = [
     "explain",
     "loop",
     "map",
+    "mcp",
     "pte",
     "reduce",
     "run",

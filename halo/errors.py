@@ -8,11 +8,15 @@ HaloError
 ├── ProfileError             a hardware, model or link profile is wrong
 ├── BackendError             an engine could not answer (.backend, .retryable)
 │   ├── ContextOverflowError prompt and answer exceed the model's context (both numbers)
-│   └── ModelNotFoundError   no such model (what exists, how to add one)
+│   ├── ModelNotFoundError   no such model (what exists, how to add one)
+│   ├── ModelFileError       a model's files are damaged or of a kind that is not read
+│   └── ModelFetchError      a model could not be fetched from the package index
 ├── ToolError                a tool raised (.tool, .retryable)
 │   └── ToolTimeoutError     a tool did not answer in time
 ├── OutputTypeError          an answer does not fit its type after the retry
 ├── ValueTypeError           a value has not the shape an operator needs
+├── BudgetError              a budget cannot be read, or not be kept for want of prices
+├── ConfigError              a setting is unknown or wrong (where it was set)
 └── RunDirectoryError        a run directory cannot be used
     └── RunLockedError       another process holds it
 """
@@ -23,7 +27,10 @@ from costmodel.errors import HaloError, ProfileError
 from planner.errors import InvariantError, PlanError
 from runtime.errors import (
     BackendError,
+    BudgetError,
     ContextOverflowError,
+    ModelFetchError,
+    ModelFileError,
     ModelNotFoundError,
     OutputTypeError,
     RunDirectoryError,
@@ -32,6 +39,10 @@ from runtime.errors import (
     ToolTimeoutError,
     ValueTypeError,
 )
+
+
+class ConfigError(HaloError):
+    """A setting is unknown or has a wrong value; the message names where it was set."""
 
 
 class WorkflowError(HaloError):
@@ -44,10 +55,14 @@ class InputError(HaloError):
 
 __all__ = [
     "BackendError",
+    "BudgetError",
+    "ConfigError",
     "ContextOverflowError",
     "HaloError",
     "InputError",
     "InvariantError",
+    "ModelFetchError",
+    "ModelFileError",
     "ModelNotFoundError",
     "OutputTypeError",
     "PlanError",

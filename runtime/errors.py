@@ -24,6 +24,20 @@ class ModelNotFoundError(BackendError):
     """No such model: the message lists what exists and how to add one."""
 
 
+class ModelFileError(BackendError):
+    """A model's files are missing, damaged, or of a kind that no engine here reads."""
+
+    def __init__(self, message: str, *, backend: str = "local") -> None:
+        super().__init__(message, backend=backend)
+
+
+class ModelFetchError(BackendError):
+    """A model could not be fetched: the index cannot be reached, or broke its promise."""
+
+    def __init__(self, message: str, *, backend: str = "local") -> None:
+        super().__init__(message, backend=backend)
+
+
 class ToolError(HaloError):
     """A tool raised, or returned what its type does not allow. `attempts` counts its calls;
     `retry_after_s` is how long it asked to be left alone, None when it did not say."""
@@ -60,3 +74,7 @@ class RunLockedError(RunDirectoryError):
 class DrainingError(HaloError):
     """The run is stopping and this call had not started. Not a failure of the row: the executor
     leaves the row without an outcome, and `resume` runs it."""
+
+
+class BudgetError(HaloError):
+    """A budget cannot be read, or cannot be kept because a price is missing."""
