@@ -143,12 +143,14 @@ def status(directory: Directory, json: Json = False) -> int:
 def report(
     directory: Directory,
     output: Annotated[Path | None, typer.Option("-o", help="write to a file")] = None,
+    model: Annotated[str | None, typer.Option(help="price PTE as this model")] = None,
+    hardware: Annotated[str | None, typer.Option(help="price PTE on this device")] = None,
     json: Json = False,
 ) -> int:
-    """What a run did: rows, failures, calls, tokens and time by operator."""
+    """What a run did: rows, failures, calls, tokens, time and PTE by operator."""
     from halo.cli import inspect as verb
 
-    return verb.report(directory, output=output, json_out=json)
+    return verb.report(directory, output=output, json_out=json, model=model, hardware=hardware)
 
 
 @app.command()
