@@ -12,3 +12,8 @@ class HaloError(Exception):
 
 class ProfileError(HaloError):
     """A hardware, model or link profile has a missing or impossible field."""
+
+
+class SimulationError(HaloError):
+    """A plan cannot be simulated: a model without room on its worker, an order that waits for
+    itself, a call larger than the KV cache."""

@@ -6,6 +6,7 @@ HaloError
 ├── PlanError                a plan cannot mean anything: cycle, duplicate name, bad bound
 ├── InvariantError           a defect in Halo: a plan broke a promise, naming the stage
 ├── ProfileError             a hardware, model or link profile is wrong
+├── SimulationError          a plan cannot be simulated: no room for a model, an order that waits for itself
 ├── BackendError             an engine could not answer (.backend, .retryable)
 │   ├── ContextOverflowError prompt and answer exceed the model's context (both numbers)
 │   └── ModelNotFoundError   no such model (what exists, how to add one)
@@ -19,7 +20,7 @@ HaloError
 
 from __future__ import annotations
 
-from costmodel.errors import HaloError, ProfileError
+from costmodel.errors import HaloError, ProfileError, SimulationError
 from planner.errors import InvariantError, PlanError
 from runtime.errors import (
     BackendError,
@@ -54,6 +55,7 @@ __all__ = [
     "ProfileError",
     "RunDirectoryError",
     "RunLockedError",
+    "SimulationError",
     "ToolError",
     "ToolTimeoutError",
     "ValueTypeError",
