@@ -184,9 +184,7 @@ def trading(model: str = MEDIUM) -> Shape:
     s = Shape()
     reports: list[str] = []
     for analyst, documents in (("fundamentals", 4), ("market", 2), ("news", 5), ("social", 3)):
-        read = [
-            _reader(s, model, f"{analyst}{i}", f"analyst:{analyst}") for i in range(documents)
-        ]
+        read = [_reader(s, model, f"{analyst}{i}", f"analyst:{analyst}") for i in range(documents)]
         reports.append(s.llm(f"{analyst}-summary", model, *read, query=0))
     turns: list[str] = []
     for i in range(2):
@@ -230,9 +228,7 @@ TOOL_LANES = (
 )
 
 
-def _engine(
-    prefill: float, decode: float, weights: float, kv_bytes_per_token: float
-) -> EngineSpec:
+def _engine(prefill: float, decode: float, weights: float, kv_bytes_per_token: float) -> EngineSpec:
     """An engine on an H200, scaled from the measured 8B shape: an estimate. Loading takes 15 s and
     2 GB a second (a new server took 18 to 46 s), waking from host memory 25 GB a second."""
     timer = AffineTimer(

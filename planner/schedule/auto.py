@@ -24,6 +24,12 @@ SMALL_OPERATIONS = 10
 STARTS = 3
 """Best starting points that get a share of the local search."""
 
+SCREEN_CALLS = 20_000
+"""Calls up to which candidates are compared on the problem itself; beyond, on a smaller one."""
+
+CONFIRMED = 12
+"""Schedules of the smaller problem that are simulated on the whole one, as time allows."""
+
 
 def schedule(
     problem: Problem,
@@ -60,45 +66,65 @@ def schedule(
 
 
 def _auto(search: Search, seed: int, max_steps: int | None) -> None:
+    """Score candidates for half of the time and improve the best ones for the rest, on a smaller
+    problem when this one is large; then confirm the best on the whole problem."""
     problem = search.problem
-    starts: list[tuple[float, str, int]] = []
-    plans: list[Assignment] = []
+    proxy = problem.reduced(SCREEN_CALLS)
+    if proxy is problem:
+        _explore(search, search.until_s, seed, max_steps)
+        search.best_method = f"auto: {search.best_method}"
+        return
     began = search.now()
-    time_for_starts = search.until_s - (search.until_s - began) * 0.5
+    screen = Search(proxy, search.now)
+    _explore(screen, began + (search.until_s - began) * 0.6, seed, max_steps)
+    ranked = sorted(screen.pool, key=lambda entry: entry[0])
+    if screen.best is not None:
+        ranked.insert(0, (screen.best_score, screen.best_method, screen.best))
+    # The screen may be wrong by a little: the best few, and the best of each kind, are confirmed.
+    chosen = ranked[:3]
+    for kind in (lambda name: name in BASELINES, lambda name: "side by side" not in name):
+        chosen += [entry for entry in ranked if kind(entry[1])][:2]
+    chosen += ranked[3:]
+    seen: set[int] = set()
+    for _, name, plan in chosen:
+        if id(plan) in seen:
+            continue
+        seen.add(id(plan))
+        search.score(plan, name)
+        if search.over or len(seen) >= CONFIRMED:
+            break
+    search.tried[:0] = [(f"{name} (screened)", price) for name, price in screen.tried]
+    search.best_method = f"auto: {search.best_method}"
+
+
+def _explore(search: Search, until_s: float, seed: int, max_steps: int | None) -> None:
+    problem = search.problem
+    began = search.now()
+    search.until_s = until_s
     for name, plan in candidates(problem):
-        price = search.score(plan, name)
-        starts.append((price, name, len(plans)))
-        plans.append(plan)
-        if search.now() >= time_for_starts:
+        search.score(plan, name)
+        if search.now() >= began + (until_s - began) * 0.5:
             break
     if len(problem.model_ops) <= SMALL_OPERATIONS and not search.over:
-        before = len(search.tried)
         beam_search(search, seed)
         epoch_dp(search, seed)
-        for name, price in search.tried[before:]:
-            starts.append((price, name, -1))
-    picked = search.best_method
-    best = search.best
+    best, picked = search.best, search.best_method
     if best is None:
         return
-    tried_starts = sorted(s for s in starts if s[2] >= 0 and s[0] < float("inf"))[:STARTS]
-    steps = max_steps if max_steps is not None else (None if search.until_s < float("inf") else 600)
-    total_until = search.until_s
+    starts = [(search.best_score, best)]
+    for price, _, plan in sorted(search.pool, key=lambda entry: entry[0]):
+        if plan is not best and price < float("inf") and len(starts) < STARTS:
+            starts.append((price, plan))
+    unlimited = until_s == float("inf")
+    steps = max_steps if max_steps is not None else (600 if unlimited else None)
     begin = search.now()
-    queue = [(search.best_score, best)]
-    for price, _, index in tried_starts:
-        plan = plans[index]
-        if plan is not best:
-            queue.append((price, plan))
-    for i, (price, plan) in enumerate(queue[:STARTS]):
-        share = (total_until - begin) * (i + 1) / min(STARTS, len(queue))
-        search.until_s = begin + share if total_until < float("inf") else total_until
+    for i, (price, plan) in enumerate(starts):
+        if not unlimited:
+            search.until_s = begin + (until_s - begin) * (i + 1) / len(starts)
         improve(search, plan, price, seed=seed + i, max_steps=steps)
-    search.until_s = total_until
+    search.until_s = until_s
     if search.best_method == "local search":
-        search.best_method = f"auto: local search from {picked}"
-    else:
-        search.best_method = f"auto: {search.best_method}"
+        search.best_method = f"local search from {picked}"
 
 
 def _baseline(name: str) -> Callable[[Search, int, int | None], None]:

@@ -63,7 +63,7 @@ def _variants(
     several = len(problem.models) > 1
     if any(flags):
         yield f"{name}, models side by side", replace(plan, co_resident=flags)
-    if not all(flags):
+    if several or not any(flags):
         yield name, replace(plan, co_resident=[False] * len(flags))
         if several and (tuple(placement), False) not in seen:
             seen.add((tuple(placement), False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from costmodel.simulator.assignment import Assignment
@@ -99,6 +99,45 @@ class Problem:
 
     def simulate(self, assignment: Assignment, *, timeline: bool = False) -> Simulation:
         return self.simulator.run(assignment, timeline=timeline)
+
+    def reduced(self, calls: int) -> Problem:
+        """A smaller problem with the same items, for screening: as many fewer rows as it takes to
+        have about `calls` model calls, and loads that are as much shorter. What takes time in
+        proportion to rows keeps its share of the makespan; the time that one row needs to pass
+        through all operations has too large a share. Itself when it is small enough."""
+        total = sum(self.simulator.compiled.calls)
+        if total <= calls:
+            return self
+        share = calls / total
+        sizes = tuple(max(1, round(rows * share)) for rows in self.workload.group_rows)
+        share = sum(sizes) / self.workload.rows
+        workers = tuple(
+            replace(
+                worker,
+                engines={
+                    model: replace(
+                        engine,
+                        load_s=engine.load_s * share,
+                        wake_s=engine.wake_s * share,
+                        sleep_s=engine.sleep_s * share,
+                    )
+                    for model, engine in worker.engines.items()
+                },
+            )
+            for worker in self.machine.workers
+        )
+        workload = replace(
+            self.workload,
+            group_rows=sizes,
+            arrival_s=_times(self.workload.arrival_s, share),
+            deadline_s=_times(self.workload.deadline_s, share),
+        )
+        objective = replace(
+            self.objective,
+            deadline_s=_time(self.objective.deadline_s, share),
+            budget=_time(self.objective.budget, share),
+        )
+        return Problem(workload, replace(self.machine, workers=workers), objective)
 
     # --- estimates -------------------------------------------------------------------------------
 
@@ -224,6 +263,14 @@ def _row_tokens(work: ModelWork) -> int:
         differs = differs or part.per_row
         tokens += part.tokens if differs else 0
     return max(1, tokens)
+
+
+def _time(value: float | None, share: float) -> float | None:
+    return None if value is None else value * share
+
+
+def _times(values: tuple[float, ...] | None, share: float) -> tuple[float, ...] | None:
+    return None if values is None else tuple(value * share for value in values)
 
 
 def split_evenly(n_groups: int, workers: Sequence[int]) -> list[int]:

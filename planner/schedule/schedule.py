@@ -52,6 +52,7 @@ class Search:
 
     Attributes:
         until_s: on `now`; scoring goes on until then, and at least once.
+        pool: (score, method, assignment) of everything that was noted.
     """
 
     problem: Problem
@@ -63,6 +64,9 @@ class Search:
     best_method: str = ""
     tried: list[tuple[str, float]] = field(default_factory=list[tuple[str, float]])
     curve: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
+    pool: list[tuple[float, str, Assignment]] = field(
+        default_factory=list[tuple[float, str, Assignment]]
+    )
 
     def __post_init__(self) -> None:
         self.began_s = self.now()
@@ -89,6 +93,7 @@ class Search:
                 self.curve.append((self.now() - self.began_s, price))
         if note:
             self.tried.append((method, price))
+            self.pool.append((price, method, assignment))
         return price
 
     def schedule(self, method: str | None = None) -> Schedule:
