@@ -647,7 +647,7 @@ class _Run:
             engine.counted = True
             worker.busy_since_s = self.now
             worker.active += 1
-        engine.queue = [entry for entry in engine.queue if entry[1] != item]
+        engine.queue[:] = [entry for entry in engine.queue if entry[1] != item]
         heapq.heapify(engine.queue)
 
     def _wait_s(self, victim: _Engine) -> float:
@@ -896,8 +896,8 @@ class _Run:
                 if hits > best_hits:
                     best, best_hits = item, hits
         if best != engine.queue[0][1]:
-            engine.queue = [entry for entry in engine.queue if entry[1] != best]
-            # It goes to the front: the caller takes the front.
+            # It goes to the front: the caller takes the front. The list stays the same object.
+            engine.queue[:] = [entry for entry in engine.queue if entry[1] != best]
             heapq.heapify(engine.queue)
             heapq.heappush(engine.queue, (float("-inf"), best))
         return best

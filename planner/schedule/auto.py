@@ -10,7 +10,7 @@ from planner.errors import PlanError
 from planner.schedule.baselines import BASELINES
 from planner.schedule.beam import beam_search
 from planner.schedule.candidates import candidates
-from planner.schedule.epoch_dp import epoch_dp
+from planner.schedule.epoch_dp import MAX_OPERATIONS, epoch_dp
 from planner.schedule.families import earliest_end
 from planner.schedule.local_search import improve
 from planner.schedule.orders import ORDERS
@@ -61,8 +61,9 @@ def schedule(
     search = Search(problem, now, began + budget_s if budget_s is not None else float("inf"))
     run(search, seed, max_steps)
     found = search.schedule()
-    return found if method == "auto" else replace(found, method=f"{method} ({found.method})"
-                                                  if found.method != method else method)  # fmt: skip
+    if method == "auto" or found.method == method:
+        return found
+    return replace(found, method=f"{method} ({found.method})")
 
 
 def _auto(search: Search, seed: int, max_steps: int | None) -> None:
@@ -82,8 +83,8 @@ def _auto(search: Search, seed: int, max_steps: int | None) -> None:
         ranked.insert(0, (screen.best_score, screen.best_method, screen.best))
     # The screen may be wrong by a little: the best few, and the best of each kind, are confirmed.
     chosen = ranked[:3]
-    for kind in (lambda name: name in BASELINES, lambda name: "side by side" not in name):
-        chosen += [entry for entry in ranked if kind(entry[1])][:2]
+    chosen += [entry for entry in ranked if entry[1] in BASELINES][:2]
+    chosen += [entry for entry in ranked if "side by side" not in entry[1]][:2]
     chosen += ranked[3:]
     seen: set[int] = set()
     for _, name, plan in chosen:
@@ -163,7 +164,11 @@ def _beam(search: Search, seed: int, max_steps: int | None) -> None:
 
 
 def _dp(search: Search, seed: int, max_steps: int | None) -> None:
-    epoch_dp(search, seed)
+    if epoch_dp(search, seed) is None:
+        raise PlanError(
+            f"the epoch DP plans 1 to {MAX_OPERATIONS} model operations, this plan has "
+            f"{len(search.problem.model_ops)}; use auto"
+        )
 
 
 def _published(search: Search, seed: int, max_steps: int | None) -> None:

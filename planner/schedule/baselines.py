@@ -12,7 +12,7 @@ from random import Random
 
 from costmodel.simulator.assignment import Assignment
 from costmodel.simulator.workload import ToolWork
-from planner.schedule.orders import critical_path, operator_major
+from planner.schedule.orders import critical_path, operator_major, row_major
 from planner.schedule.problem import Problem, split_evenly
 
 
@@ -108,6 +108,14 @@ def longest_prefix_first(problem: Problem) -> Assignment:
     return Assignment(worker, operator_major(problem), order="longest_prefix", preload=False)
 
 
+def query_wise(problem: Problem) -> Assignment:
+    """One row group after the other through all operations, groups dealt out to the workers: as
+    many at once as there are workers."""
+    worker = longest_prefix_first(problem).worker
+    n = max(1, len(problem.machine.workers))
+    return Assignment(worker, row_major(problem), preload=False, groups_in_flight=n)
+
+
 BASELINES: dict[str, Callable[[Problem], Assignment]] = {
     "operator-wise": operator_wise,
     "greedy": greedy,
@@ -115,6 +123,7 @@ BASELINES: dict[str, Callable[[Problem], Assignment]] = {
     "round-robin": round_robin,
     "random": random,
     "longest-prefix-first": longest_prefix_first,
+    "query-wise": query_wise,
 }
 
 

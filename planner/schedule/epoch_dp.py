@@ -16,7 +16,7 @@ from planner.schedule.epochs import EpochPlan, WorkerState, solve
 from planner.schedule.problem import Problem, split_evenly
 from planner.schedule.schedule import Search
 
-MAX_OPERATIONS = 12
+MAX_OPERATIONS = 16
 
 
 class _TokenCosts:

@@ -62,6 +62,7 @@ class Search:
     best_run: Simulation | None = None
     best_score: float = float("inf")
     best_method: str = ""
+    refusal: str = ""
     tried: list[tuple[str, float]] = field(default_factory=list[tuple[str, float]])
     curve: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
     pool: list[tuple[float, str, Assignment]] = field(
@@ -83,8 +84,9 @@ class Search:
         problem = self.problem
         try:
             run = problem.simulate(assignment)
-        except SimulationError:
+        except SimulationError as error:
             price = float("inf")
+            self.refusal = str(error)
         else:
             price = problem.objective.score(run, problem.workload)
             if price < self.best_score:
@@ -102,8 +104,8 @@ class Search:
 
         if self.best is None or self.best_run is None:
             raise PlanError(
-                "no schedule can run this plan: every placement lacks memory for a model and the "
-                "KV cache of one call; use a larger worker, a smaller model or shorter prompts"
+                f"no schedule can run this plan: {self.refusal}. Use a larger worker, a smaller "
+                "model or shorter prompts"
             )
         problem = self.problem
         return Schedule(
