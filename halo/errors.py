@@ -14,6 +14,8 @@ HaloError
 │   └── ToolTimeoutError     a tool did not answer in time
 ├── OutputTypeError          an answer does not fit its type after the retry
 ├── ValueTypeError           a value has not the shape an operator needs
+├── BudgetError              a budget cannot be read, or not be kept for want of prices
+├── ConfigError              a setting is unknown or wrong (where it was set)
 └── RunDirectoryError        a run directory cannot be used
     └── RunLockedError       another process holds it
 """
@@ -24,6 +26,7 @@ from costmodel.errors import HaloError, ProfileError, SimulationError
 from planner.errors import InvariantError, PlanError
 from runtime.errors import (
     BackendError,
+    BudgetError,
     ContextOverflowError,
     ModelNotFoundError,
     OutputTypeError,
@@ -33,6 +36,10 @@ from runtime.errors import (
     ToolTimeoutError,
     ValueTypeError,
 )
+
+
+class ConfigError(HaloError):
+    """A setting is unknown or has a wrong value; the message names where it was set."""
 
 
 class WorkflowError(HaloError):
@@ -45,6 +52,8 @@ class InputError(HaloError):
 
 __all__ = [
     "BackendError",
+    "BudgetError",
+    "ConfigError",
     "ContextOverflowError",
     "HaloError",
     "InputError",
