@@ -87,8 +87,10 @@ class _Run:
             )
         self.flow = Flow(compiled, assignment, self._enqueue)
         if assignment.stage is not None and assignment.groups_in_flight is not None:
-            raise SimulationError("barriers wait for all groups, so all must be let in: give either "
-                                  "stage or groups_in_flight")  # fmt: skip
+            raise SimulationError(
+                "barriers wait for all groups, so all must be let in: give either stage or "
+                "groups_in_flight"
+            )
         self.ready, self.admitted = self.flow.ready, self.flow.admitted
         self.events: list[tuple[float, int, int, object, int]] = []
         self.seq = 0
@@ -388,8 +390,9 @@ class _Run:
         if extra_s >= wait_s:
             return
         heapq.heappush(engine.queue, (self.plan.priority[item], item))
-        # Half of what waits there: the other half is for its owner's next free places.
-        share = -(-victim.pending // 2)
+        # All that fits, else half: the other half is for its owner's next free places.
+        waiting = victim.pending
+        share = waiting if waiting <= engine.free else -(-waiting // 2)
         self._next(engine, False, share)
         if engine.activity != IDLE and not engine.counted:
             engine.counted = True
