@@ -9,7 +9,9 @@ HaloError
 ├── SimulationError          a plan cannot be simulated: no room for a model, an order that waits for itself
 ├── BackendError             an engine could not answer (.backend, .retryable)
 │   ├── ContextOverflowError prompt and answer exceed the model's context (both numbers)
-│   └── ModelNotFoundError   no such model (what exists, how to add one)
+│   ├── ModelNotFoundError   no such model (what exists, how to add one)
+│   ├── ModelFileError       a model's files are damaged or of a kind that is not read
+│   └── ModelFetchError      a model could not be fetched from the package index
 ├── ToolError                a tool raised (.tool, .retryable)
 │   └── ToolTimeoutError     a tool did not answer in time
 ├── OutputTypeError          an answer does not fit its type after the retry
@@ -28,6 +30,8 @@ from runtime.errors import (
     BackendError,
     BudgetError,
     ContextOverflowError,
+    ModelFetchError,
+    ModelFileError,
     ModelNotFoundError,
     OutputTypeError,
     RunDirectoryError,
@@ -58,6 +62,8 @@ __all__ = [
     "HaloError",
     "InputError",
     "InvariantError",
+    "ModelFetchError",
+    "ModelFileError",
     "ModelNotFoundError",
     "OutputTypeError",
     "PlanError",

@@ -8,11 +8,11 @@ from costmodel.usage import OpMetrics, Usage
 from planner.describe import describe, effect_of, shown_name
 from planner.explain_view import Reuse, View
 from planner.listing import BodyListing, Node
-from planner.logical import ModelOp, Scan, Sql, Tool
+from planner.logical import CALLS, ModelOp, Relation, Scan
 from planner.merge import MergeReport
 from planner.numbers import compact, deviation, percent, whole
 from planner.physical import is_input_order
-from planner.stats import OpStats, Provenance
+from planner.stats import OpStats, PlanStats, Provenance
 
 WIDTH = 120
 LISTED = 6
@@ -76,7 +76,7 @@ def _workers(view: View) -> Iterator[str]:
 
 def _outputs(view: View) -> Iterator[str]:
     for output in view.listing.outputs:
-        yield f"{shown_name(output.name)} = {output.value} for each row of {output.scan}"
+        yield f"{shown_name(output.name)} = {output.value} for each row of {output.rows}"
 
 
 def _footer(view: View) -> Iterator[str]:
@@ -176,9 +176,16 @@ def _tail(view: View, node: Node) -> str:
         tail += f"  {effect_of(node)}"
     if len(node.queries) > 1 and not node.depth:
         tail += f"  shared by {_few([shown_name(q) for q in node.queries], limit)}"
-    if isinstance(node.op, Scan) and view.stats is not None:
-        tail += f"  {whole(view.stats.rows.get(node.op.source, 0))} rows"
+    if isinstance(node.op, Relation) and view.stats is not None:
+        tail += f"  {_rows(view.stats, node.op)} rows"
     return tail
+
+
+def _rows(stats: PlanStats, relation: Relation) -> str:
+    if isinstance(relation, Scan):
+        return whole(stats.rows.get(relation.source, 0))
+    expected = stats.of(relation)
+    return _marked(expected.uses, expected.calls_from)
 
 
 def _few(names: Sequence[str], limit: int | None) -> str:
@@ -206,7 +213,7 @@ def _numbers(view: View, node: Node) -> Iterator[str]:
         yield _estimate(view, node, stats, is_model)
     elif actual is not None:
         yield from _analyzed(view, stats, actual, is_model)
-    if view.physical is not None and isinstance(node.op, ModelOp | Tool | Sql):
+    if view.physical is not None and isinstance(node.op, CALLS):
         worker = view.worker(node.op)
         where = f"on {shown_name(worker.name)}  " if worker else ""
         yield f"{where}priority {view.physical.priority.get(node.op.fingerprint, 0)}"

@@ -12,7 +12,19 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from planner.errors import PlanError
-from planner.logical import Body, Effect, LogicalPlan, ModelOp, Op, Result, Sql, Tool, walk
+from planner.logical import (
+    CALLS,
+    Body,
+    Effect,
+    LogicalPlan,
+    ModelOp,
+    Op,
+    Result,
+    Sql,
+    SqlRows,
+    Tool,
+    walk,
+)
 
 
 def merge(plans: Mapping[str, LogicalPlan]) -> LogicalPlan:
@@ -64,7 +76,7 @@ class _Qualifier:
             changes["inputs"] = tuple(rebuilt[i] for i in op.inputs)
             changes["after"] = tuple(rebuilt[a] for a in op.after)
         if op.effect is not Effect.PURE:
-            if isinstance(op, ModelOp | Tool | Sql):
+            if isinstance(op, ModelOp | Tool | Sql | SqlRows):
                 changes["call_id"] = self._call_id(op.call_id)
             for field in fields(op) if op.bodies else ():
                 body = getattr(op, field.name)
@@ -120,6 +132,6 @@ class MergeReport:
             shared=tuple(
                 (op.fingerprint, users[op])
                 for op in plan.walk()
-                if len(users[op]) > 1 and (isinstance(op, ModelOp | Tool | Sql) or op.bodies)
+                if len(users[op]) > 1 and (isinstance(op, CALLS) or op.bodies)
             ),
         )

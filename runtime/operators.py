@@ -11,13 +11,16 @@ from planner.logical import (
     Agent,
     Body,
     Choose,
+    Filter,
     Generate,
     Json,
+    Limit,
     Loop,
     Map,
     ModelOp,
     Op,
     Reduce,
+    Relation,
     Sql,
     Tool,
     When,
@@ -31,6 +34,7 @@ from runtime.evaluator import Evaluator
 from runtime.inline import Compute, compile_inline, compile_prompt
 from runtime.nested import LoopStep, MapStep, ReduceStep, WhenStep
 from runtime.scope import Frame, Scope, Step
+from runtime.sinks import LimitState, LimitStep, Sink, compile_filter, compile_sink
 from runtime.values import checked, copied, kind_of
 
 
@@ -146,11 +150,16 @@ class Compiler:
         self._is_stopping = is_stopping
         self._asker = Asker(models, metrics)
         self._bodies: dict[str, Scope] = {}
+        self._limits: dict[str, LimitState] = {}
 
-    def row_scope(self, roots: Sequence[Op], queries: Mapping[Op, str]) -> Scope:
-        """The row scope of `roots`; `queries` says under which query each operator's calls are
-        recorded."""
-        return Scope(roots, self._compile, queries)
+    def row_scope(self, roots: Sequence[Op], queries: Mapping[Op, str], base: Relation) -> Scope:
+        """The scope of the rows of `base` with the given roots; `queries` says under which query
+        each operator's calls are recorded."""
+        return Scope(roots, self._compile, queries, base)
+
+    def limit(self, op: Limit) -> LimitState:
+        """Where a limit of the run stands: the same in every scope."""
+        return self._limits.setdefault(op.fingerprint, LimitState(op))
 
     def _body(self, body: Body) -> Scope:
         scope = self._bodies.get(body.fingerprint)
@@ -159,6 +168,12 @@ class Compiler:
         return scope
 
     def _compile(self, op: Op, inputs: Sequence[int]) -> Compute | Step:
+        if isinstance(op, Filter):
+            return compile_filter(op, inputs, self._metrics)
+        if isinstance(op, Limit):
+            return LimitStep(op, self.limit(op))
+        if isinstance(op, Sink):
+            return compile_sink(op, inputs)
         function = compile_inline(op, inputs)
         return function if function is not None else self._step(op, inputs)
 

@@ -63,13 +63,26 @@ class RowError:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The one recorded end of a row in a query: a value, or an error with its reason."""
+    """The one recorded end of a row in a query: a value, or an error with its reason. A `dropped`
+    row is none of the query's rows (a filter or limit has dropped it) and has neither."""
 
     query: str
     row_index: int
     row_key: str
     value: Json = None
     error: RowError | None = None
+    dropped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """A failure that a `Recover` operator (fingerprint `op`) turned into a value."""
+
+    op: str
+    query: str
+    row_index: int
+    row_key: str
+    error: RowError
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +107,25 @@ class CallSite:
         return f"{self.query}/{self.op}/{self.call_id}/{self.row_key}/{self.path}/{self.turn}"
 
 
-def row_keys(rows: Sequence[Mapping[str, Json]]) -> list[str]:
+class RowKeys:
     """A key for each row from its content, never from its position; the n-th of equal rows gets
     the suffix `.n` (n from 1), so that equal rows stay rows of their own."""
-    seen: dict[str, int] = {}
-    keys: list[str] = []
-    for row in rows:
+
+    def __init__(self) -> None:
+        self._seen: dict[str, int] = {}
+
+    def next(self, row: Mapping[str, Json]) -> str:
+        """The key of the next row."""
         digest = hashlib.sha256(canonical_json(dict(row)).encode()).hexdigest()[:20]
-        count = seen.get(digest, 0)
-        seen[digest] = count + 1
-        keys.append(f"{digest}.{count}" if count else digest)
-    return keys
+        count = self._seen.get(digest, 0)
+        self._seen[digest] = count + 1
+        return f"{digest}.{count}" if count else digest
+
+
+def row_keys(rows: Sequence[Mapping[str, Json]]) -> list[str]:
+    """The keys of all `rows`: see `RowKeys`."""
+    keys = RowKeys()
+    return [keys.next(row) for row in rows]
 
 
 class Store(Protocol):

@@ -10,7 +10,16 @@ from typing import Any
 
 from costmodel.errors import HaloError
 from costmodel.usage import OpMetrics
-from planner.logical import Agent, Json, Sql, canonical_json
+from planner.logical import (
+    Agent,
+    Filter,
+    Json,
+    Relation,
+    Result,
+    Scan,
+    Sql,
+    canonical_json,
+)
 from planner.physical import PhysicalPlan
 from planner.stats import PlanStats
 from runtime.backends.base import Backend, ToolSchema
@@ -182,7 +191,7 @@ class RunHandle:
             await tools.close()
             await databases.close()
         progress = executor.progress
-        complete = progress.rows_done == progress.rows_total
+        complete = executor.complete
         return Finished(
             outcomes=outcomes,
             metrics=metrics,
@@ -210,11 +219,22 @@ def _directory(inputs: RunInputs, path: Path) -> RunDirectory:
             **inputs.manifest,
             "queries": [name for name, _ in logical.outputs],
             "rows": {
-                name: len(inputs.rows[result.scan.source]) for name, result in logical.outputs
+                name: len(inputs.rows[scan.source])
+                for name, result in logical.outputs
+                if (scan := whole_scan(result)) is not None
             },
             "operators": describe_operators(logical),
         },
     )
+
+
+def whole_scan(result: Result) -> Scan | None:
+    """The scan whose every row has an outcome in a query; None when that is not known before, since
+    the query makes its own rows or stops at a limit."""
+    rows: Relation = result.rows
+    while isinstance(rows, Filter):
+        rows = rows.rows
+    return rows if isinstance(rows, Scan) else None
 
 
 def _keep_plan(directory: RunDirectory, inputs: RunInputs) -> None:

@@ -157,6 +157,7 @@ false, 0, "", [] and {} are false."""
 UNARY: dict[str, Callable[[Any], bool]] = {
     "not": operator.not_,
     "truthy": bool,
+    "is_null": lambda value: value is None,
 }
 
 
