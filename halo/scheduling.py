@@ -23,6 +23,7 @@ from costmodel.simulator import (
     even_groups,
     simulate,
 )
+from costmodel.simulator.profiles import engine_from_profiles, worker_from_profiles
 from planner.schedule.auto import METHODS, schedule
 from planner.schedule.baselines import BASELINES, with_co_residency
 from planner.schedule.objective import Objective
@@ -51,8 +52,10 @@ __all__ = [
     "ToolWork",
     "WorkerSpec",
     "Workload",
+    "engine_from_profiles",
     "even_groups",
     "schedule",
     "simulate",
     "with_co_residency",
+    "worker_from_profiles",
 ]

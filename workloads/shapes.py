@@ -7,12 +7,11 @@ they are not published.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from halo.scheduling import (
-    H200_8B,
-    AffineTimer,
     EngineSpec,
     Machine,
     ModelWork,
@@ -20,9 +19,10 @@ from halo.scheduling import (
     PromptPart,
     ToolLaneSpec,
     ToolWork,
-    WorkerSpec,
     Workload,
+    engine_from_profiles,
     even_groups,
+    worker_from_profiles,
 )
 
 SMALL, MEDIUM, LARGE = "gpt-oss-20b", "qwen3-14b", "qwen3-32b"
@@ -228,43 +228,21 @@ TOOL_LANES = (
 )
 
 
-def _engine(prefill: float, decode: float, weights: float, kv_bytes_per_token: float) -> EngineSpec:
-    """An engine on an H200, scaled from the measured 8B shape: an estimate. Loading takes 15 s and
-    2 GB a second (a new server took 18 to 46 s), waking from host memory 25 GB a second."""
-    timer = AffineTimer(
-        H200_8B.per_prefill_token_s * prefill,
-        H200_8B.decode_s * decode,
-        H200_8B.per_request_s * decode,
-    )
-    return EngineSpec(
-        timer,
-        weights,
-        kv_bytes_per_token,
-        load_s=15 + weights / 2e9,
-        wake_s=0.25 + weights / 25e9,
-        sleep_s=0.1,
-        max_running=256,
-        chunk_tokens=8192,
-    )
+MODELS = (SMALL, MEDIUM, LARGE)
 
 
-ENGINES = {
-    SMALL: _engine(0.45, 0.8, 13.8e9, 49_152),
-    MEDIUM: _engine(1.85, 1.85, 29.5e9, 163_840),
-    LARGE: _engine(4.1, 4.1, 65.5e9, 262_144),
-}
-"""gpt-oss-20b: 3.6 B of 21 B parameters active for a token, 4-bit experts. The others are dense, in
-bf16. KV bytes are layers x KV heads x head size x 2 x 2 bytes of the published configurations."""
+@cache
+def engines(hardware: str = "h200") -> Mapping[str, EngineSpec]:
+    """The three models on one device, priced by its profile and theirs."""
+    return {model: engine_from_profiles(model, hardware) for model in MODELS}
 
 
-def h200s(n: int, *, memory_bytes: float = 127e9) -> Machine:
-    """`n` workers of one H200 each (90 % of 141 GB usable), nothing loaded."""
-    return Machine(
-        tuple(
-            WorkerSpec(
-                f"gpu{i}", ENGINES, memory_bytes, power_w=700, idle_power_w=120, price_per_h=4.0
-            )
-            for i in range(n)
-        ),
-        TOOL_LANES,
-    )
+def gpus(n: int, hardware: str = "h200") -> Machine:
+    """`n` workers of one device each, nothing loaded."""
+    workers = [worker_from_profiles(f"gpu{i}", hardware, engines(hardware)) for i in range(n)]
+    return Machine(tuple(workers), TOOL_LANES)
+
+
+def h200s(n: int) -> Machine:
+    """`n` workers of one H200 each."""
+    return gpus(n)

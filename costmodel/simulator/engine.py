@@ -520,11 +520,13 @@ class _Run:
 
     def _admit(self, engine: EngineState, at_most: int | None) -> tuple[int, int, float]:
         """Take waiting calls into the batch, as far as places, memory and the prefill budget go.
-        Returns tokens to prefill, their mean earlier context, and seconds of transfers."""
+        Returns tokens to prefill, their mean earlier context (`StepTimer.step_s`), and seconds of
+        transfers."""
         spec = engine.spec
         budget = spec.chunk_tokens * self.chunks
         tokens = 0
         weighted = 0.0
+        n_prompts = 0
         extra_s = 0.0
         queue = engine.queue
         plan = self.plan
@@ -613,6 +615,7 @@ class _Run:
             )
             whole = int(computed + 0.5)
             tokens += whole
+            n_prompts += count
             weighted += computed * hits / count
             extra_s += fetch_s
             self.computed += computed
@@ -631,7 +634,12 @@ class _Run:
             worker.output += count * output
             if at_most is not None:
                 break
-        return tokens, int(weighted / tokens) if tokens else 0, extra_s
+        if not tokens:
+            return 0, 0, extra_s
+        # A step holds a chunk of this; its prompts are as long as they are on the mean.
+        chunk = min(tokens, spec.chunk_tokens)
+        each = min(chunk, tokens / max(1, n_prompts))
+        return tokens, int(weighted / tokens - (chunk - each) / 2), extra_s
 
     def _row(self, item: int, first: int) -> int:
         g = item % self.G

@@ -23,7 +23,10 @@ class StepTimer(Protocol):
 
         Args:
             prefill_tokens: prompt tokens computed in this step (after cache hits).
-            prefill_context: tokens that those tokens attend to and that were there before.
+            prefill_context: tokens that those tokens attend to and that were there before, on the
+                mean. Below zero when the tokens belong to several prompts, each of which attends
+                to less than one prompt of that length would: n tokens of k prompts behind a
+                context c count as n tokens behind c - (n - n / k) / 2, the same pairs.
             decodes: running requests that get one token each.
             context_tokens: of all decodes together.
         """
@@ -57,7 +60,8 @@ class AffineTimer:
         seconds = 0.0
         if prefill_tokens:
             seconds += self.prefill_s + self.per_prefill_token_s * prefill_tokens
-            seconds += self.per_token_pair_s * prefill_tokens * prefill_context
+            pairs = prefill_tokens * max(0.0, prefill_context + prefill_tokens / 2)
+            seconds += self.per_token_pair_s * pairs
         if decodes:
             seconds += self.decode_s + self.per_request_s * decodes
             seconds += self.per_context_token_s * context_tokens
