@@ -24,7 +24,7 @@ SMALL_OPERATIONS = 10
 STARTS = 3
 """Best starting points that get a share of the local search."""
 
-SCREEN_CALLS = 20_000
+SCREEN_CALLS = 6_000
 """Calls up to which candidates are compared on the problem itself; beyond, on a smaller one."""
 
 CONFIRMED = 12
@@ -102,13 +102,17 @@ def _explore(search: Search, until_s: float, seed: int, max_steps: int | None) -
     problem = search.problem
     began = search.now()
     search.until_s = until_s
+    small = len(problem.model_ops) <= SMALL_OPERATIONS
+    search.until_s = began + (until_s - began) * 0.5
     for name, plan in candidates(problem):
         search.score(plan, name)
-        if search.now() >= began + (until_s - began) * 0.5:
+        if search.over:
             break
-    if len(problem.model_ops) <= SMALL_OPERATIONS and not search.over:
+    if small:
+        search.until_s = began + (until_s - began) * 0.65
         beam_search(search, seed)
         epoch_dp(search, seed)
+    search.until_s = until_s
     best, picked = search.best, search.best_method
     if best is None:
         return

@@ -29,14 +29,16 @@ def candidates(problem: Problem) -> Iterator[tuple[str, Assignment]]:
     seen: set[tuple[tuple[int, ...], bool]] = set()
     first_orders = ("critical-path", "row-major", "by-model")
     for order in first_orders:
-        for name, placement in placements:
+        for name, placement in reversed(placements):
             yield from _variants(problem, f"{name}, {order}", placement, orders[order], seen)
         listed = earliest_end(problem, orders[order])
         yield from _variants(problem, f"list scheduling, {order}", listed, orders[order], seen)
-    for name, baseline in BASELINES.items():
-        yield name, baseline(problem)
-    for name, placement in models_by_worker_sets(problem):
-        yield from _variants(problem, name, placement, orders["critical-path"], seen)
+        if order == first_orders[0]:
+            # Early enough that a short search still knows how good they are.
+            for name, placement in models_by_worker_sets(problem):
+                yield from _variants(problem, name, placement, orders[order], seen)
+            for name, baseline in BASELINES.items():
+                yield name, baseline(problem)
     n = len(problem.machine.workers)
     if problem.objective.goal in ("money", "energy") or problem.objective.budget is not None:
         for name, few in _fewer_workers(problem):

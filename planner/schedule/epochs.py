@@ -137,7 +137,7 @@ def solve(
         for group in _sets(mask, needs, n, slack):
             members = [ops[i] for i in group]
             for count, workers in enumerate(_assignments(members, node.workers, able, costs)):
-                if count >= max_assignments:
+                if count >= max_assignments or (count % 32 == 31 and over()):
                     complete = False
                     break
                 seconds = [
