@@ -6,7 +6,7 @@ HaloError
 ├── PlanError                a plan cannot mean anything: cycle, duplicate name, bad bound
 ├── InvariantError           a defect in Halo: a plan broke a promise, naming the stage
 ├── ProfileError             a hardware, model or link profile is wrong
-├── SimulationError          a plan cannot be simulated: no room for a model, an order that waits for itself
+├── SimulationError          a plan cannot be simulated: no room for a model, a circular order
 ├── BackendError             an engine could not answer (.backend, .retryable)
 │   ├── ContextOverflowError prompt and answer exceed the model's context (both numbers)
 │   ├── ModelNotFoundError   no such model (what exists, how to add one)

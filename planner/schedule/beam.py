@@ -98,7 +98,7 @@ def _place(
         i = stack.pop()
         if i in partial.ends_s:
             ready = max(ready, partial.ends_s[i])
-        elif not problem.model_of(i):
+        elif i not in problem.calls_models:
             waited = max(waited, problem.latency_s[i])
             stack.extend(problem.workload.operations[i].inputs)
     # Rows flow: an operation may begin when the first rows of its inputs have ended.

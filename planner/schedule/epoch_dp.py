@@ -97,7 +97,7 @@ def model_ancestors(problem: Problem) -> dict[int, set[int]]:
         mine: set[int] = set()
         for i in op.inputs:
             mine |= above[i]
-            if problem.model_of(i):
+            if i in problem.calls_models:
                 mine.add(i)
         above.append(mine)
     return {op: above[op] for op in problem.model_ops}

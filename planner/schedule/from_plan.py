@@ -16,7 +16,18 @@ from costmodel.simulator.workload import (
     Workload,
     even_groups,
 )
-from planner.logical import Agent, Const, Loop, ModelOp, Op, Prompt, Sql, Tool, render_value, walk
+from planner.logical import (
+    CALLS,
+    Agent,
+    Const,
+    Loop,
+    ModelOp,
+    Op,
+    Prompt,
+    Tool,
+    render_value,
+    walk,
+)
 from planner.logical import LogicalPlan as Plan
 from planner.physical import Worker
 from planner.stats import CountTokens, PlanStats
@@ -73,7 +84,7 @@ class _Builder:
             waits = frozenset[int]().union(*(behind[d] for d in op.dependencies))
             if not op.inputs:
                 waits |= outside
-            if isinstance(op, ModelOp | Tool | Sql):
+            if isinstance(op, CALLS):
                 behind[op] = frozenset({self._call(op, waits, serial)})
                 continue
             result = waits
@@ -111,7 +122,7 @@ class _Builder:
 
     def _work(self, op: Op, calls: float, times: float) -> ModelWork | ToolWork:
         if not isinstance(op, ModelOp):
-            lane = SQL_LANE if isinstance(op, Sql) else TOOL_LANE
+            lane = TOOL_LANE if isinstance(op, Tool) else SQL_LANE
             seconds = self.latency_s.get(op.fingerprint, TOOL_LATENCY_S)
             return ToolWork(lane, seconds * times)
         stats = self.stats.of(op)

@@ -89,6 +89,11 @@ class Problem:
         return tuple(i for i, op in enumerate(ops) if isinstance(op.work, ModelWork))
 
     @cached_property
+    def calls_models(self) -> frozenset[int]:
+        """The same, to ask whether an operation is one."""
+        return frozenset(self.model_ops)
+
+    @cached_property
     def workers_for(self) -> dict[str, list[int]]:
         return {model: self.machine.workers_for(model) for model in self.models}
 

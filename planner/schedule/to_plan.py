@@ -35,7 +35,7 @@ def with_schedule(
     placements = dict(physical.placements)
     used: dict[str, Worker] = {}
     for position, fingerprint in enumerate(fingerprints):
-        if not problem.model_of(position):
+        if position not in problem.calls_models:
             continue
         runs: list[tuple[str, int]] = list(_until(physical, fingerprint, first_row))
         of_groups = [
