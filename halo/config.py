@@ -32,6 +32,12 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     engine: str = Field(default="local", description="local, simulated (more engines by URL later)")
+    workers: tuple[str, ...] = Field(
+        default=(),
+        description="several engines for one batch, such as sglang=http://a:30000; empty: engine",
+    )
+    scheduler: str = Field(default="auto", description="how rows are split over several workers")
+    planning_s: float = Field(default=1.0, gt=0, description="seconds that scheduling may take")
     model: str = Field(default="", description="default model; empty chooses by memory")
     seed: int = Field(default=0, description="seed of sampled calls and of the simulated engine")
     db: Path | None = Field(default=None, description="default DuckDB database of SQL steps")

@@ -22,6 +22,7 @@ from runtime.budget import BudgetMeter
 from runtime.clock import Clock
 from runtime.errors import BackendError, DrainingError
 from runtime.lane import Lane, Ticket
+from runtime.placement import Load
 from runtime.priming import PrimingStats
 from runtime.records import CallRecord, CallSite, Store
 from runtime.retry import RetryPolicy
@@ -83,6 +84,11 @@ class Dispatcher:
     def waiting(self) -> int:
         """Calls that wait for a slot or for a prefix to be primed."""
         return sum(lane.waiting for lane in self._lanes.values())
+
+    def load(self, worker: str) -> Load:
+        """How busy a worker is."""
+        lane = self._lanes[worker]
+        return Load(lane.waiting, lane.free)
 
     @property
     def priming_stats(self) -> dict[str, PrimingStats]:

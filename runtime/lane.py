@@ -61,6 +61,11 @@ class Lane:
         return self._priming is not None
 
     @property
+    def free(self) -> int:
+        """Slots that nobody has."""
+        return self._free
+
+    @property
     def priming_stats(self) -> PrimingStats:
         return self._priming.stats if self._priming is not None else PrimingStats()
 

@@ -31,6 +31,7 @@ from runtime.executor import Executor, Progress
 from runtime.journal import Journal
 from runtime.journal_reader import read_outcomes
 from runtime.memory_store import MemoryStore
+from runtime.placement import Replan
 from runtime.records import Outcome, Store
 from runtime.results import write_results
 from runtime.run_directory import RunDirectory, describe_operators
@@ -51,6 +52,7 @@ class RunInputs:
         resume: continue what `out` holds, if it holds anything.
         manifest: JSON that says how to rebuild the batch on resume; what status and report need is
             added to it.
+        replan: plans the rest of the run again; see `runtime.placement`.
     """
 
     plan: PhysicalPlan
@@ -65,6 +67,7 @@ class RunInputs:
     out: Path | None = None
     resume: bool = False
     manifest: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    replan: Replan | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,10 @@ class RunHandle:
     def progress(self) -> Progress | None:
         """Where the run stands; None until it has started."""
         return self._executor.progress if self._executor else None
+
+    def use(self, plan: PhysicalPlan) -> None:
+        """Run another plan of the same operators: a worker was lost before the start."""
+        self._inputs = replace(self._inputs, plan=plan)
 
     def stop(self, reason: str = "interrupted") -> None:
         """Drain: nothing new starts, calls in flight finish. Call it in the loop's thread."""
@@ -182,6 +189,8 @@ class RunHandle:
             store=store,
             clock=self.clock,
             metrics=metrics,
+            replan=inputs.replan,
+            load=dispatcher.load,
         )
         if self._stopped:
             executor.stop()
