@@ -1,0 +1,310 @@
+"""Tensors of a model file under one set of names: those of Hugging Face checkpoints.
+
+Two sources: a directory with `config.json` and safetensors, and a GGUF file. Nothing is unpickled:
+a directory that has only `.bin` or `.pt` weights is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+
+from runtime.backends.torch_engine.errors import ModelFileError
+from runtime.backends.torch_engine.shape import (
+    ARCHITECTURES,
+    Architecture,
+    ModelShape,
+    MoeShape,
+    RopeScaling,
+)
+
+
+class WeightSource(Protocol):
+    """Named tensors. `get` raises `ModelFileError` for a missing one."""
+
+    def get(self, name: str) -> torch.Tensor: ...
+
+    def has(self, name: str) -> bool: ...
+
+
+_HF_ARCHITECTURES: dict[str, Architecture] = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "Qwen3MoeForCausalLM": "qwen3moe",
+}
+
+
+def read_config(directory: Path) -> ModelShape:
+    """The shape that `config.json` of a Hugging Face checkpoint describes."""
+    path = directory / "config.json"
+    try:
+        config = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path}: no readable model configuration: {error}") from error
+    names = config.get("architectures") or []
+    known = [_HF_ARCHITECTURES[n] for n in names if n in _HF_ARCHITECTURES]
+    if not known:
+        raise ModelFileError(
+            f"{path}: architecture {', '.join(names) or 'not named'}; the torch engine runs "
+            f"{', '.join(_HF_ARCHITECTURES)}"
+        )
+    if config.get("quantization_config"):
+        raise ModelFileError(
+            f"{path}: the checkpoint is quantized; load float weights and ask for int8 instead"
+        )
+    get = _Getter(path, config)
+    architecture = known[0]
+    rope = cast("dict[str, Any]", config.get("rope_parameters") or config.get("rope_scaling") or {})
+    n_heads = get.int("num_attention_heads")
+    context_tokens = get.int("max_position_embeddings")
+    window = config.get("sliding_window")
+    if window and config.get("use_sliding_window", True) and window < context_tokens:
+        # Within the window attention is the ordinary one, so a shorter context is all it costs.
+        context_tokens = int(window)
+    moe = None
+    if architecture == "qwen3moe":
+        if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
+            raise ModelFileError(f"{path}: layers without experts in a mixture are not supported")
+        moe = MoeShape(
+            get.int("num_experts", config.get("num_local_experts")),
+            get.int("num_experts_per_tok"),
+            get.int("moe_intermediate_size"),
+            bool(config.get("norm_topk_prob", False)),
+        )
+    return _checked(
+        path,
+        ModelShape(
+            architecture=architecture,
+            n_layers=get.int("num_hidden_layers"),
+            d_model=get.int("hidden_size"),
+            n_heads=n_heads,
+            n_kv_heads=get.int("num_key_value_heads", n_heads),
+            head_dim=config.get("head_dim") or get.int("hidden_size") // n_heads,
+            d_ff=get.int("intermediate_size"),
+            vocab_size=get.int("vocab_size"),
+            context_tokens=context_tokens,
+            norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+            rope_base=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
+            rope_scaling=_rope_scaling(path, rope),
+            qkv_bias=bool(config.get("attention_bias", architecture == "qwen2")),
+            qk_norm=architecture in ("qwen3", "qwen3moe"),
+            tied=bool(config.get("tie_word_embeddings", False)),
+            moe=moe,
+        ),
+    )
+
+
+class SafetensorsSource:
+    """The tensors of `*.safetensors` in one directory, mapped, not read."""
+
+    def __init__(self, directory: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self._directory = directory
+        self._files: dict[str, Any] = {}
+        paths = sorted(directory.glob("*.safetensors"))
+        if not paths:
+            raise ModelFileError(
+                f"{directory}: no *.safetensors file; weights in pickle files (.bin, .pt) are never "
+                "loaded: convert them to safetensors"
+            )
+        for path in paths:
+            try:
+                file = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise ModelFileError(f"{path}: not a whole safetensors file: {error}") from error
+            self._files.update(dict.fromkeys(file.keys(), file))
+
+    def has(self, name: str) -> bool:
+        return name in self._files
+
+    def get(self, name: str) -> torch.Tensor:
+        file = self._files.get(name)
+        if file is None:
+            raise ModelFileError(f"{self._directory}: tensor {name!r} is missing")
+        return cast("torch.Tensor", file.get_tensor(name))
+
+
+_GGUF_LAYER_NAMES = {
+    "input_layernorm.weight": "attn_norm.weight",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm.weight": "ffn_norm.weight",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "mlp.gate.weight": "ffn_gate_inp.weight",
+    "mlp.experts.gate": "ffn_gate_exps.weight",
+    "mlp.experts.up": "ffn_up_exps.weight",
+    "mlp.experts.down": "ffn_down_exps.weight",
+}
+_GGUF_NAMES = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+
+
+def gguf_name(name: str) -> str:
+    """The GGUF tensor that holds what Hugging Face calls `name`.
+
+    Example:
+        >>> gguf_name("model.layers.3.self_attn.q_proj.bias")
+        'blk.3.attn_q.bias'
+    """
+    if name in _GGUF_NAMES:
+        return _GGUF_NAMES[name]
+    _, _, layer, rest = name.split(".", 3)
+    stem = max((s for s in _GGUF_LAYER_NAMES if rest.startswith(s)), key=len, default="")
+    return f"blk.{layer}.{_GGUF_LAYER_NAMES.get(stem, '?')}{rest[len(stem) :]}"
+
+
+class GgufSource:
+    """The tensors of a GGUF file, dequantized one by one as they are asked for."""
+
+    def __init__(self, path: Path, reader: Any, shape: ModelShape) -> None:
+        self._path = path
+        self._tensors: dict[str, Any] = {t.name: t for t in reader.tensors}
+        self._shape = shape
+
+    def has(self, name: str) -> bool:
+        return gguf_name(name) in self._tensors
+
+    def get(self, name: str) -> torch.Tensor:
+        from gguf import dequantize
+
+        stored = self._tensors.get(gguf_name(name))
+        if stored is None:
+            raise ModelFileError(f"{self._path}: tensor {gguf_name(name)!r} is missing")
+        try:
+            values = dequantize(stored.data, stored.tensor_type)
+        except (NotImplementedError, ValueError) as error:
+            raise ModelFileError(
+                f"{self._path}: tensor {stored.name!r} of type {stored.tensor_type.name} cannot be "
+                f"read: {error}"
+            ) from error
+        sizes = [int(n) for n in reversed(stored.shape)]
+        weight = torch.from_numpy(values).float().reshape(sizes)
+        if self._shape.architecture == "llama" and ("q_proj" in name or "k_proj" in name):
+            heads = self._shape.n_heads if "q_proj" in name else self._shape.n_kv_heads
+            weight = _half_split_rows(weight, heads)
+        return weight
+
+
+def read_gguf(path: Path) -> tuple[ModelShape, GgufSource, Callable[[str], Any]]:
+    """The shape, the tensors and a getter of metadata fields of a GGUF file."""
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+    except (OSError, ValueError, KeyError, IndexError, OverflowError) as error:
+        raise ModelFileError(f"{path}: not a whole GGUF file: {error}") from error
+
+    def field(key: str) -> Any:
+        entry = reader.fields.get(key)
+        return None if entry is None else entry.contents()
+
+    architecture = str(field("general.architecture"))
+    if architecture not in ARCHITECTURES:
+        raise ModelFileError(
+            f"{path}: architecture {architecture!r}; the torch engine runs "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    tensors = {t.name for t in reader.tensors}
+    keys = (
+        "block_count embedding_length attention.head_count attention.head_count_kv "
+        "attention.key_length feed_forward_length context_length expert_count expert_used_count "
+        "expert_feed_forward_length"
+    ).split()
+    get = _Getter(path, {k: field(f"{architecture}.{k}") for k in keys})
+    n_heads = get.int("attention.head_count")
+    tokens = field("tokenizer.ggml.tokens")
+    moe = None
+    if architecture == "qwen3moe":
+        moe = MoeShape(
+            get.int("expert_count"),
+            get.int("expert_used_count"),
+            get.int("expert_feed_forward_length"),
+        )
+    if "rope_freqs.weight" in tensors or field(f"{architecture}.rope.scaling.type") not in (
+        None,
+        "none",
+    ):
+        raise ModelFileError(
+            f"{path}: scaled RoPE in GGUF is not supported; use the safetensors checkpoint"
+        )
+    shape = ModelShape(
+        architecture=architecture,  # type: ignore[arg-type]
+        n_layers=get.int("block_count"),
+        d_model=get.int("embedding_length"),
+        n_heads=n_heads,
+        n_kv_heads=get.int("attention.head_count_kv", n_heads),
+        head_dim=get.int("attention.key_length", get.int("embedding_length") // n_heads),
+        d_ff=get.int("feed_forward_length", 1 if moe else None),
+        vocab_size=len(tokens) if tokens else 0,
+        context_tokens=get.int("context_length"),
+        norm_eps=float(field(f"{architecture}.attention.layer_norm_rms_epsilon") or 1e-6),
+        rope_base=float(field(f"{architecture}.rope.freq_base") or 10000.0),
+        qkv_bias="blk.0.attn_q.bias" in tensors,
+        qk_norm="blk.0.attn_q_norm.weight" in tensors,
+        tied="output.weight" not in tensors,
+        moe=moe,
+    )
+    shape = _checked(path, shape)
+    return shape, GgufSource(path, reader, shape), field
+
+
+class _Getter:
+    """Whole numbers of a configuration, with an error that names the file and the field."""
+
+    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+        self._path, self._values = path, values
+
+    def int(self, key: str, default: int | None = None) -> int:
+        value = self._values.get(key)
+        if value is None:
+            value = default
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ModelFileError(f"{self._path}: {key} is {value!r}; a whole number is expected")
+        return value
+
+
+def _checked(path: Path, shape: ModelShape) -> ModelShape:
+    problem = shape.problem()
+    if problem is not None:
+        raise ModelFileError(f"{path}: {problem}")
+    return shape
+
+
+def _rope_scaling(path: Path, rope: Mapping[str, Any]) -> RopeScaling | None:
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind == "default":
+        return None
+    if kind not in ("linear", "llama3"):
+        raise ModelFileError(
+            f"{path}: RoPE scaling {kind!r}; the torch engine knows linear and llama3"
+        )
+    return RopeScaling(
+        kind,
+        float(rope["factor"]),
+        float(rope.get("low_freq_factor", 1.0)),
+        float(rope.get("high_freq_factor", 4.0)),
+        int(rope.get("original_max_position_embeddings", 8192)),
+    )
+
+
+def _half_split_rows(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Undo GGUF's order of the rows of Llama's queries and keys: it interleaves the two halves
+    that RoPE rotates, Hugging Face keeps them apart."""
+    half = weight.shape[0] // heads // 2
+    return weight.view(heads, half, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
