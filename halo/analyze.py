@@ -2,3 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from planner.explain import explain_physical
+from runtime.journal_reader import read_metrics
+from runtime.run import read_plan
+from runtime.run_directory import RunDirectory
+
+
+def explain_analyze(path: Path, *, format: str = "text", verbose: bool = False) -> str:
+    """The plan of the run in `path` with estimate beside actual, all processes of the run together;
+    works while it runs. Raises `RunDirectoryError`, and `PlanError` for an unknown format."""
+    directory = RunDirectory.open(path)
+    plan, stats = read_plan(directory)
+    metrics = read_metrics(directory.journal) if directory.journal.exists() else {}
+    return explain_physical(plan, stats, metrics, format=format, verbose=verbose)

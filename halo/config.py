@@ -9,17 +9,21 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from halo.errors import HaloError
+from halo.errors import ConfigError
+from runtime.budget import Budget, Prices
 
 PREFIX = "HALO_"
 
 
-class ConfigError(HaloError):
-    """A setting is unknown or has a wrong value; the message names where it was set."""
+def _budget_text(value: object) -> object:
+    if isinstance(value, Mapping):
+        limits = cast("Mapping[str, object]", value)
+        return ",".join(f"{name}={limit}" for name, limit in limits.items())
+    return value
 
 
 class Config(BaseModel):
@@ -27,16 +31,28 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    engine: str = Field("local", description="local, simulated (more engines by URL later)")
-    model: str = Field("", description="default model; empty chooses by memory")
-    seed: int = Field(0, description="seed of sampled calls and of the simulated engine")
-    db: Path | None = Field(None, description="default DuckDB database of SQL steps")
-    models_dir: Path | None = Field(None, description="where model weights are kept")
-    threads: int | None = Field(None, ge=1, description="threads of the local engine")
-    max_in_flight: int | None = Field(None, ge=1, description="calls in an engine at once")
-    tenant: str = Field("", description="answers are never shared between tenants")
-    exact: bool = Field(False, description="local engine in float32, for comparisons")
-    prime: bool = Field(True, description="send one call of a shared prefix first")
+    engine: str = Field(default="local", description="local, simulated (more engines by URL later)")
+    model: str = Field(default="", description="default model; empty chooses by memory")
+    seed: int = Field(default=0, description="seed of sampled calls and of the simulated engine")
+    db: Path | None = Field(default=None, description="default DuckDB database of SQL steps")
+    models_dir: Path | None = Field(default=None, description="where model weights are kept")
+    threads: int | None = Field(default=None, ge=1, description="threads of the local engine")
+    max_in_flight: int | None = Field(default=None, ge=1, description="calls in an engine at once")
+    tenant: str = Field(default="", description="answers are never shared between tenants")
+    exact: bool = Field(default=False, description="local engine in float32, for comparisons")
+    budget: Annotated[str, BeforeValidator(_budget_text)] = Field(
+        default="", description="limits, such as tokens=2M,minutes=30,usd=5"
+    )
+    usd_per_million_input: float | None = Field(default=None, ge=0, description="price, for usd")
+    usd_per_million_output: float | None = Field(default=None, ge=0, description="price, for usd")
+    prime: bool = Field(default=True, description="send one call of a shared prefix first")
+
+    @property
+    def limits(self) -> Budget:
+        """What `budget` says. Raises `BudgetError`."""
+        return Budget.parse(
+            self.budget, Prices(self.usd_per_million_input, self.usd_per_million_output)
+        )
 
 
 def load_config(

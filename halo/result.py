@@ -20,8 +20,14 @@ from runtime.records import Outcome
 class RunResult:
     """Outcomes by query in input row order, with the plan and what each operator did.
 
-    `stopped` is empty for a run that went through its rows, and otherwise the reason it stopped
-    early: rows without an outcome wait for a resume.
+    Attributes:
+        metrics: what this process did, by operator fingerprint.
+        elapsed_s, cpu_s: real and processor seconds of this process.
+        run_clock_s: seconds on the run's clock; they are simulated when the engine is.
+        stopped: empty for a run that went through its rows, and otherwise the reason it stopped
+            early: rows without an outcome wait for a resume.
+        budget_reached: whether it stopped because of its budget.
+        engine_requests: by worker, how often its engine says it was asked.
     """
 
     outcomes: Mapping[str, Sequence[Outcome]]
@@ -30,9 +36,11 @@ class RunResult:
     metrics: Mapping[str, OpMetrics]
     rows_total: int
     elapsed_s: float
+    run_clock_s: float
     cpu_s: float
     out: Path | None = None
     stopped: str = ""
+    budget_reached: bool = False
     engine_requests: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def __iter__(self) -> Iterator[Outcome]:
@@ -54,8 +62,9 @@ class RunResult:
 
     def df(self, query: str | None = None) -> Any:
         """A pandas data frame: row, key, error, and the value's fields. Needs pandas installed."""
-        import pandas  # pyright: ignore
+        from importlib import import_module
 
+        pandas: Any = import_module("pandas")
         records: list[dict[str, Any]] = []
         for outcome in self._of(query):
             value = outcome.value if isinstance(outcome.value, dict) else {"value": outcome.value}
@@ -83,6 +92,7 @@ class RunResult:
                 "engine_requests": dict(self.engine_requests),
             },
             "elapsed_s": round(self.elapsed_s, 3),
+            "run_clock_s": round(self.run_clock_s, 3),
             "cpu_s": round(self.cpu_s, 3),
             "cpu_us_per_call": round(1e6 * self.cpu_s / requested, 1) if requested else None,
             "stopped": self.stopped,

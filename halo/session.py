@@ -34,7 +34,7 @@ from runtime.backends.base import Backend
 from runtime.backends.create import EngineOptions, create_backend, describe_backend
 from runtime.clock import new_event_loop
 from runtime.executor import Progress
-from runtime.run import RunHandle, RunInputs
+from runtime.run import Finished, RunHandle, RunInputs
 from runtime.tools import ToolSpec
 
 Batch: TypeAlias = "Sequence[tuple[Flow, Any]]"
@@ -195,12 +195,14 @@ class Session:
         """Run what `prepare` made."""
         inputs = RunInputs(
             plan=prepared.plan,
+            stats=prepared.stats,
             rows=prepared.rows_by_source,
             tools=prepared.tools,
             database=self.config.db,
             seed=self.config.seed,
             tenant=self.config.tenant,
             prime=self.config.prime,
+            budget=self.config.limits,
             out=Path(out) if out is not None else None,
             resume=resume,
             manifest={"config": self._manifest_config(), **(asked or {})},
@@ -215,9 +217,11 @@ class Session:
             metrics=finished.metrics,
             rows_total=finished.rows_total,
             elapsed_s=finished.elapsed_s,
+            run_clock_s=finished.run_clock_s,
             cpu_s=finished.cpu_s,
             out=inputs.out,
             stopped=finished.stopped,
+            budget_reached=finished.budget_reached,
             engine_requests=finished.engine_requests,
         )
 
@@ -231,7 +235,7 @@ class Session:
             raise HaloError(f"{outcome.error.type}: {outcome.error.message}")
         return outcome.value
 
-    async def _run(self, handle: RunHandle, prepared: Prepared, announce: Announce) -> Any:
+    async def _run(self, handle: RunHandle, prepared: Prepared, announce: Announce) -> Finished:
         engines: dict[str, Backend] = {}
         for worker in prepared.plan.workers:
             if worker.name not in self._engines:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import selectors
+import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from typing import Protocol, TypeVar, TypeVarTuple
 
 _Ts = TypeVarTuple("_Ts")
@@ -125,3 +127,18 @@ class _VirtualSelector(selectors.DefaultSelector):
 def new_event_loop(virtual: bool) -> asyncio.AbstractEventLoop:
     """A loop on virtual time (starting at 0), or the platform's own."""
     return VirtualEventLoop() if virtual else asyncio.new_event_loop()
+
+
+def utc_now() -> str:
+    """The time of day as ISO 8601 text, for people; nothing computes with it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def wall_s() -> float:
+    """Seconds on the machine's monotonic clock, whatever clock the run is on."""
+    return time.perf_counter()
+
+
+def process_cpu_s() -> float:
+    """Processor seconds that this process has used so far, all threads together."""
+    return time.process_time()

@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from costmodel.errors import HaloError
 from costmodel.usage import OpMetrics
-from planner.logical import Json
+from planner.logical import Agent, Json, Sql, canonical_json
 from planner.physical import PhysicalPlan
 from planner.stats import PlanStats
+from runtime.backends.base import Backend, ToolSchema
+from runtime.budget import Budget, BudgetMeter
+from runtime.clock import LoopClock, process_cpu_s, utc_now, wall_s
+from runtime.dispatch import Dispatcher
+from runtime.errors import RunDirectoryError
 from runtime.executor import Executor, Progress
-from runtime.records import Outcome
+from runtime.journal import Journal
+from runtime.journal_reader import read_outcomes
+from runtime.memory_store import MemoryStore
+from runtime.records import Outcome, Store
+from runtime.results import write_results
+from runtime.run_directory import RunDirectory, describe_operators
+from runtime.sharing import CallTable
+from runtime.sql_tool import Databases
+from runtime.tool_runner import ToolRunner
 from runtime.tools import ToolSpec
+
+NO_BUDGET = Budget()
 
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What a run needs besides its engines. `manifest` says how to rebuild it on resume."""
+    """What a run needs besides its engines.
+
+    Attributes:
+        out: the run directory; None keeps the run in memory.
+        resume: continue what `out` holds, if it holds anything.
+        manifest: JSON that says how to rebuild the batch on resume; what status and report need is
+            added to it.
+    """
 
     plan: PhysicalPlan
     stats: PlanStats
@@ -28,6 +52,7 @@ class RunInputs:
     seed: int = 0
     tenant: str = ""
     prime: bool = True
+    budget: Budget = NO_BUDGET
     out: Path | None = None
     resume: bool = False
     manifest: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -35,14 +60,26 @@ class RunInputs:
 
 @dataclass(frozen=True)
 class Finished:
-    """How a run ended. `stopped` is empty unless rows were left for a resume."""
+    """How a run ended.
+
+    Attributes:
+        outcomes: by query, in row order; those that earlier processes recorded included.
+        metrics: what this process did, by operator fingerprint.
+        elapsed_s: real seconds of this process; `run_clock_s` are seconds on the run's clock, which
+            is simulated where the engine is.
+        stopped: empty unless rows were left for a resume, and then why.
+        budget_reached: whether that was the budget.
+        engine_requests: by worker, how often its engine says it was asked.
+    """
 
     outcomes: Mapping[str, Sequence[Outcome]]
     metrics: Mapping[str, OpMetrics]
     rows_total: int
     elapsed_s: float
+    run_clock_s: float
     cpu_s: float
     stopped: str
+    budget_reached: bool
     engine_requests: Mapping[str, int]
 
 
@@ -50,9 +87,11 @@ class RunHandle:
     """A run under way: `stop` and `progress` from outside, `run` in the loop."""
 
     def __init__(self, inputs: RunInputs) -> None:
+        self.clock = LoopClock()
         self._inputs = inputs
         self._executor: Executor | None = None
         self._stopped = ""
+        self.budget_reached = False
 
     @property
     def progress(self) -> Progress | None:
@@ -64,3 +103,167 @@ class RunHandle:
         self._stopped = reason
         if self._executor is not None:
             self._executor.stop()
+
+    def _reach_budget(self, reason: str) -> None:
+        self.budget_reached = True
+        self.stop(reason)
+
+    async def run(self, engines: Mapping[str, Backend]) -> Finished:
+        """Run to the end, or until `stop`. `engines` by worker name, opened; they are left open.
+
+        Errors of rows are outcomes. What is raised ended the run, and what was recorded before it
+        stays in the run directory: `RunDirectoryError`, `RunLockedError`, and errors of Halo's own.
+        """
+        inputs = self._inputs
+        if inputs.out is None:
+            return await self._execute(MemoryStore(), engines)
+        directory = _directory(inputs, inputs.out)
+        queries = [name for name, _ in inputs.plan.logical.outputs]
+        with directory.lock(
+            "halo resume" if inputs.resume else "halo run", started_at=(started_at := utc_now())
+        ):
+            _keep_plan(directory, inputs)
+            finished = await self._journalled(directory, started_at, engines)
+            if not finished.stopped:
+                await asyncio.to_thread(write_results, directory, queries)
+        recorded = {name: list(read_outcomes(directory.journal, name)) for name in queries}
+        return replace(finished, outcomes=recorded)
+
+    async def _journalled(
+        self, directory: RunDirectory, started_at: str, engines: Mapping[str, Backend]
+    ) -> Finished:
+        journal = Journal(directory.journal, started_at=started_at, clock=self.clock)
+        ending = "failed"
+        try:
+            finished = await self._execute(journal, engines)
+            ending = finished.stopped or "finished"
+        except asyncio.CancelledError:
+            ending = self._stopped or "interrupted"
+            raise
+        finally:
+            journal.close(ending, ended_at=utc_now(), cpu_s=process_cpu_s())
+        return finished
+
+    async def _execute(self, store: Store, engines: Mapping[str, Backend]) -> Finished:
+        inputs, plan = self._inputs, self._inputs.plan
+        started_s, clock_started_s, cpu_started_s = wall_s(), self.clock.now_s(), process_cpu_s()
+        seen_before = {worker: engine.requests_seen for worker, engine in engines.items()}
+        metrics: dict[str, OpMetrics] = {}
+        table = CallTable(store, metrics)
+        databases = Databases(inputs.database, writable=_written_databases(plan))
+        tools = ToolRunner(inputs.tools, databases, table, store, self.clock, tenant=inputs.tenant)
+        dispatcher = Dispatcher(
+            engines,
+            table,
+            store,
+            self.clock,
+            tenant=inputs.tenant,
+            seed=inputs.seed,
+            prime=inputs.prime,
+            meter=BudgetMeter(inputs.budget, clock_started_s) if inputs.budget.is_limited else None,
+            on_budget=self._reach_budget,
+        )
+        self._executor = executor = Executor(
+            plan,
+            dispatcher=dispatcher,
+            tools=tools,
+            tool_schemas=_agent_tools(inputs),
+            store=store,
+            clock=self.clock,
+            metrics=metrics,
+        )
+        if self._stopped:
+            executor.stop()
+        try:
+            outcomes = await executor.run(inputs.rows)
+        finally:
+            await tools.close()
+            await databases.close()
+        progress = executor.progress
+        complete = progress.rows_done == progress.rows_total
+        return Finished(
+            outcomes=outcomes,
+            metrics=metrics,
+            rows_total=progress.rows_total,
+            elapsed_s=wall_s() - started_s,
+            run_clock_s=self.clock.now_s() - clock_started_s,
+            cpu_s=process_cpu_s() - cpu_started_s,
+            stopped="" if complete else self._stopped or "stopped early",
+            budget_reached=self.budget_reached and not complete,
+            engine_requests={
+                worker: engine.requests_seen - seen_before[worker]
+                for worker, engine in engines.items()
+            },
+        )
+
+
+def _directory(inputs: RunInputs, path: Path) -> RunDirectory:
+    """The run directory: the one to continue, or a new one."""
+    if inputs.resume and (path / "manifest.json").exists():
+        return RunDirectory.open(path)
+    logical = inputs.plan.logical
+    return RunDirectory.create(
+        path,
+        {
+            **inputs.manifest,
+            "queries": [name for name, _ in logical.outputs],
+            "rows": {
+                name: len(inputs.rows[result.scan.source]) for name, result in logical.outputs
+            },
+            "operators": describe_operators(logical),
+        },
+    )
+
+
+def _keep_plan(directory: RunDirectory, inputs: RunInputs) -> None:
+    """Write the plan of a new run; of a resumed one, refuse another plan than it began with."""
+    if not directory.plan.exists():
+        directory.write_plan({"plan": inputs.plan.to_json(), "stats": inputs.stats.to_json()})
+        return
+    kept, _ = read_plan(directory)
+    began = dict(kept.logical.outputs)
+    for name, result in inputs.plan.logical.outputs:
+        if name not in began:
+            raise RunDirectoryError(
+                f"{directory.path} has no query {name!r}; it holds: {', '.join(began)}. Resume it "
+                "with the workflows it began with, or choose another --out"
+            )
+        if began[name] != result:
+            raise RunDirectoryError(
+                f"query {name!r} is not what {directory.path} began with: the workflow, its "
+                "settings or the rows have changed since. Undo the change to resume, or start "
+                "again in another directory"
+            )
+
+
+def read_plan(directory: RunDirectory) -> tuple[PhysicalPlan, PlanStats]:
+    """The plan that a run began with, and what was expected of it. Raises `RunDirectoryError`."""
+    document = directory.read_plan()
+    try:
+        return (
+            PhysicalPlan.from_json(document["plan"]),
+            PlanStats.from_json(document["stats"]),
+        )
+    except (KeyError, TypeError, ValueError, HaloError) as error:
+        raise RunDirectoryError(f"{directory.plan} is damaged: {error!r}") from error
+
+
+def _written_databases(plan: PhysicalPlan) -> frozenset[str]:
+    return frozenset(
+        op.database for op in plan.logical.walk_all() if isinstance(op, Sql) and not op.read_only
+    )
+
+
+def _agent_tools(inputs: RunInputs) -> dict[str, ToolSchema]:
+    """The tools of the plan's agents, as models see them."""
+    named = {
+        tool.name
+        for op in inputs.plan.logical.walk_all()
+        if isinstance(op, Agent)
+        for tool in op.tools
+    }
+    return {
+        name: ToolSchema(name, spec.description, canonical_json(spec.parameters))
+        for name, spec in inputs.tools.items()
+        if name in named
+    }

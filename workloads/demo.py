@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import halo
 from halo.progress import Reporter
@@ -22,7 +23,7 @@ def demo(out: Path, *, model: str | None, engine: str | None) -> int:
     database = out.parent / "packages.duckdb"
     packages = write_database(database)
     print(f"{len(rows)} READMEs of installed packages; {database} describes {packages} packages")
-    settings = {"model": model, "engine": engine}
+    settings: dict[str, Any] = {"model": model, "engine": engine}
     given = {name: value for name, value in settings.items() if value}
     with halo.Session(db=database, **given) as session, Reporter(sys.stderr) as reporter:
         result = session.run(

@@ -118,9 +118,16 @@ class Capabilities:
 
 
 class Backend(ABC):
-    """One engine with its models loaded."""
+    """One engine with its models loaded.
+
+    Attributes:
+        name: of the engine.
+        requests_seen: how often the engine was asked, failed attempts included: the engine's own
+            count, beside the runtime's.
+    """
 
     name: str
+    requests_seen: int = 0
 
     @property
     @abstractmethod

@@ -46,7 +46,8 @@ async def create_backend(engine: str, model: str, clock: Clock, options: EngineO
     if engine == "simulated":
         from runtime.backends.simulated import SimulatedBackend
 
-        return SimulatedBackend(model, clock, seed=options.seed)
+        offered = describe_backend(engine, model, options)
+        return SimulatedBackend(model, clock, seed=options.seed, capabilities=offered)
     raise unknown_engine(engine)
 
 
