@@ -8,7 +8,9 @@ HaloError
 ├── ProfileError             a hardware, model or link profile is wrong
 ├── BackendError             an engine could not answer (.backend, .retryable)
 │   ├── ContextOverflowError prompt and answer exceed the model's context (both numbers)
-│   └── ModelNotFoundError   no such model (what exists, how to add one)
+│   ├── ModelNotFoundError   no such model (what exists, how to add one)
+│   ├── ModelFileError       a model's files are damaged or of a kind that is not read
+│   └── ModelFetchError      a model could not be fetched from the package index
 ├── ToolError                a tool raised (.tool, .retryable)
 │   └── ToolTimeoutError     a tool did not answer in time
 ├── OutputTypeError          an answer does not fit its type after the retry
@@ -27,6 +29,8 @@ from runtime.errors import (
     BackendError,
     BudgetError,
     ContextOverflowError,
+    ModelFetchError,
+    ModelFileError,
     ModelNotFoundError,
     OutputTypeError,
     RunDirectoryError,
@@ -57,6 +61,8 @@ __all__ = [
     "HaloError",
     "InputError",
     "InvariantError",
+    "ModelFetchError",
+    "ModelFileError",
     "ModelNotFoundError",
     "OutputTypeError",
     "PlanError",

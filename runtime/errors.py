@@ -24,6 +24,20 @@ class ModelNotFoundError(BackendError):
     """No such model: the message lists what exists and how to add one."""
 
 
+class ModelFileError(BackendError):
+    """A model's files are missing, damaged, or of a kind that no engine here reads."""
+
+    def __init__(self, message: str, *, backend: str = "local") -> None:
+        super().__init__(message, backend=backend)
+
+
+class ModelFetchError(BackendError):
+    """A model could not be fetched: the index cannot be reached, or gave what it did not promise."""
+
+    def __init__(self, message: str, *, backend: str = "local") -> None:
+        super().__init__(message, backend=backend)
+
+
 class ToolError(HaloError):
     """A tool raised, or returned what its type does not allow. `attempts` counts its calls;
     `retry_after_s` is how long it asked to be left alone, None when it did not say."""
