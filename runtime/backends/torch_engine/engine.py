@@ -185,6 +185,36 @@ class Engine:
         if sequence.stage is not Stage.DONE and not sequence.cancelled:
             self.scheduler.remove(sequence)
 
+    def update_prompt(self, sequence: SequenceState, ids: Sequence[int]) -> int:
+        """Replace the prompt of an open request. What it has in common with the old one from the
+        start stays computed. Returns how many computed tokens became useless (they stay as cache).
+        Raises `BackendError` when it no longer fits; the request is then cancelled."""
+        old, new = sequence.prompt, np.asarray(ids, np.int64)
+        n = min(len(old), len(new))
+        differ = np.flatnonzero(old[:n] != new[:n])
+        common = int(differ[0]) if len(differ) else n
+        sequence.prompt = new
+        try:
+            self.check_request(sequence)
+        except BackendError:
+            sequence.prompt = old
+            self.cancel(sequence)
+            raise
+        computed = sequence.n_kv
+        if computed > min(common, max(0, sequence.target)):
+            self.scheduler.rewind(sequence)
+        return max(0, computed - common)
+
+    def close_prompt(self, sequence: SequenceState) -> None:
+        """The prompt is whole: the answer may begin."""
+        sequence.is_open = False
+        try:
+            self.check_request(sequence)
+        except BackendError:
+            self.cancel(sequence)
+            raise
+        self.scheduler.resort(sequence)
+
     @property
     def has_work(self) -> bool:
         return not self.scheduler.idle
@@ -223,7 +253,7 @@ class Engine:
             done = self.scheduler.advance(step)
             sampled = self._commit(logits, rows) if logits is not None else 0
         except Exception as error:
-            self._fail(error)
+            self.stop(f"a step of the torch engine failed: {error}")
             raise
         for chunk in done:
             sequence = chunk.sequence
@@ -356,13 +386,11 @@ class Engine:
         if sequence.on_done is not None:
             sequence.on_done(sequence)
 
-    def _fail(self, error: Exception) -> None:
-        """A step broke down: every request that was in the engine ends with an error."""
+    def stop(self, why: str) -> None:
+        """End every request with an error and drop the cache."""
         self.decode_batch.clear()
         for sequence in self.scheduler.fail_all():
-            sequence.error = BackendError(
-                f"a step of the torch engine failed: {error}", backend=ENGINE, retryable=True
-            )
+            sequence.error = BackendError(why, backend=ENGINE, retryable=True)
             if sequence.on_done is not None:
                 sequence.on_done(sequence)
 
@@ -385,16 +413,3 @@ def _held_back(text: str, stops: Sequence[str]) -> int:
                 longest = n
                 break
     return longest
-
-
-def total_usage(results: Iterable[Result]) -> Usage:
-    """Tokens of finished requests, summed."""
-    total = Usage()
-    for r in results:
-        total = total + Usage(r.prompt_tokens, len(r.ids), r.cached_tokens)
-    return total
-
-
-def token_array(ids: Iterable[int]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Token ids as the radix tree holds them."""
-    return np.fromiter(ids, np.int64)

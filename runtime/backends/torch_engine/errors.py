@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from runtime.errors import BackendError
+from runtime.errors import BackendError, ModelFileError
 
 ENGINE = "torch"
 
 
-class ModelFileError(BackendError):
-    """A model file is damaged, of an unknown kind, or does not fit its own description."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, backend=ENGINE)
-
-
 class RequestRefusedError(BackendError):
-    """A request that this engine cannot run: a prompt that does not fit, an unknown grammar."""
+    """A request that this engine cannot run: an empty prompt, an unknown grammar, settings that
+    exclude each other."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, backend=ENGINE)
+
+
+def bad_file(message: str) -> ModelFileError:
+    """The error for a model file that is damaged, unknown, or unlike its own description."""
+    return ModelFileError(message, backend=ENGINE)

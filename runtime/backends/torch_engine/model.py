@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 
-from runtime.backends.torch_engine.errors import ModelFileError
+from runtime.backends.torch_engine.errors import bad_file
 from runtime.backends.torch_engine.linear import Linear, Precision, compute_dtype, make_linear
 from runtime.backends.torch_engine.mlp import Counters, Mlp, MoeMlp
 from runtime.backends.torch_engine.shape import ModelShape, MoeShape
@@ -191,7 +191,7 @@ class _Builder:
     def raw(self, name: str, sizes: tuple[int, ...]) -> torch.Tensor:
         tensor = self._source.get(name)
         if tuple(tensor.shape) != sizes:
-            raise ModelFileError(
+            raise bad_file(
                 f"tensor {name!r} has shape {tuple(tensor.shape)}; the configuration asks for "
                 f"{sizes}"
             )

@@ -78,6 +78,7 @@ class Scheduler:
 
     def __init__(self, pool: KVPool, tree: RadixTree, config: SchedulerConfig, namespace: str = ""):
         self.pool, self.tree, self.config = pool, tree, config
+        self.namespace = namespace
         self.root = tree.root(namespace)
         self.waiting: list[SequenceState] = []
         self.prefilling: list[SequenceState] = []
@@ -110,12 +111,11 @@ class Scheduler:
     def rewind(self, sequence: SequenceState) -> None:
         """The prompt of an open sequence was replaced: what is still a prefix of it is found again
         in the tree, the rest becomes cache."""
-        if sequence.node is None:
-            return
         old = sequence.node
-        node, hit = self.tree.descend(
-            self.root, sequence.tokens(0, min(sequence.match_limit, sequence.target))
-        )
+        if old is None:
+            return
+        end = max(0, min(sequence.match_limit, sequence.target))
+        node, hit = self.tree.descend(self.root, sequence.tokens(0, end))
         self.tree.lock(node)
         self.tree.unlock(old)
         sequence.node, sequence.tree_tokens = node, hit
@@ -138,6 +138,15 @@ class Scheduler:
         for slots in self.tree.evict(self.tree.evictable_tokens):
             self._free(slots)
         return self.pool.free_slots - before
+
+    def make_room_for_cache(self, n: int) -> bool:
+        """Free `n` slots by eviction alone."""
+        if self.pool.free_slots + self.tree.evictable_tokens < n:
+            return False
+        while self.pool.free_slots < n:
+            for slots in self.tree.evict(n - self.pool.free_slots):
+                self._free(slots)
+        return True
 
     @property
     def idle(self) -> bool:
@@ -256,7 +265,10 @@ class Scheduler:
         needed = sequence.target - hit + len(self.decoding)
         available = self.pool.free_slots + self.tree.evictable_tokens
         self.tree.unlock(node)
-        return needed <= available or not (self.decoding or self.prefilling)
+        if needed <= available:
+            return True
+        # Open prompts cannot answer: they give way to one that can, when nothing else runs.
+        return not self.decoding and all(s.is_open for s in self.prefilling)
 
     def _admit_selective(self, step: Step, sequence: SequenceState) -> bool:
         selection = sequence.request.selection

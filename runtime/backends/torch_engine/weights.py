@@ -7,13 +7,13 @@ a directory that has only `.bin` or `.pt` weights is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
 
-from runtime.backends.torch_engine.errors import ModelFileError
+from runtime.backends.torch_engine.errors import bad_file
 from runtime.backends.torch_engine.shape import (
     ARCHITECTURES,
     Architecture,
@@ -21,6 +21,7 @@ from runtime.backends.torch_engine.shape import (
     MoeShape,
     RopeScaling,
 )
+from runtime.models.gguf_file import GgufHeader
 
 
 class WeightSource(Protocol):
@@ -46,16 +47,16 @@ def read_config(directory: Path) -> ModelShape:
     try:
         config = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise ModelFileError(f"{path}: no readable model configuration: {error}") from error
+        raise bad_file(f"{path}: no readable model configuration: {error}") from error
     names = config.get("architectures") or []
     known = [_HF_ARCHITECTURES[n] for n in names if n in _HF_ARCHITECTURES]
     if not known:
-        raise ModelFileError(
+        raise bad_file(
             f"{path}: architecture {', '.join(names) or 'not named'}; the torch engine runs "
             f"{', '.join(_HF_ARCHITECTURES)}"
         )
     if config.get("quantization_config"):
-        raise ModelFileError(
+        raise bad_file(
             f"{path}: the checkpoint is quantized; load float weights and ask for int8 instead"
         )
     get = _Getter(path, config)
@@ -70,7 +71,7 @@ def read_config(directory: Path) -> ModelShape:
     moe = None
     if architecture == "qwen3moe":
         if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
-            raise ModelFileError(f"{path}: layers without experts in a mixture are not supported")
+            raise bad_file(f"{path}: layers without experts in a mixture are not supported")
         moe = MoeShape(
             get.int("num_experts", config.get("num_local_experts")),
             get.int("num_experts_per_tok"),
@@ -110,7 +111,7 @@ class SafetensorsSource:
         self._files: dict[str, Any] = {}
         paths = sorted(directory.glob("*.safetensors"))
         if not paths:
-            raise ModelFileError(
+            raise bad_file(
                 f"{directory}: no *.safetensors file; weights in pickle files (.bin, .pt) are never "
                 "loaded: convert them to safetensors"
             )
@@ -118,7 +119,7 @@ class SafetensorsSource:
             try:
                 file = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
-                raise ModelFileError(f"{path}: not a whole safetensors file: {error}") from error
+                raise bad_file(f"{path}: not a whole safetensors file: {error}") from error
             self._files.update(dict.fromkeys(file.keys(), file))
 
     def has(self, name: str) -> bool:
@@ -127,7 +128,7 @@ class SafetensorsSource:
     def get(self, name: str) -> torch.Tensor:
         file = self._files.get(name)
         if file is None:
-            raise ModelFileError(f"{self._directory}: tensor {name!r} is missing")
+            raise bad_file(f"{self._directory}: tensor {name!r} is missing")
         return cast("torch.Tensor", file.get_tensor(name))
 
 
@@ -185,11 +186,11 @@ class GgufSource:
 
         stored = self._tensors.get(gguf_name(name))
         if stored is None:
-            raise ModelFileError(f"{self._path}: tensor {gguf_name(name)!r} is missing")
+            raise bad_file(f"{self._path}: tensor {gguf_name(name)!r} is missing")
         try:
             values = dequantize(stored.data, stored.tensor_type)
         except (NotImplementedError, ValueError) as error:
-            raise ModelFileError(
+            raise bad_file(
                 f"{self._path}: tensor {stored.name!r} of type {stored.tensor_type.name} cannot be "
                 f"read: {error}"
             ) from error
@@ -201,34 +202,25 @@ class GgufSource:
         return weight
 
 
-def read_gguf(path: Path) -> tuple[ModelShape, GgufSource, Callable[[str], Any]]:
-    """The shape, the tensors and a getter of metadata fields of a GGUF file."""
+def read_gguf_weights(header: GgufHeader) -> tuple[ModelShape, GgufSource]:
+    """The shape and the tensors of a GGUF file."""
     from gguf import GGUFReader
 
-    try:
-        reader = GGUFReader(path)
-    except (OSError, ValueError, KeyError, IndexError, OverflowError) as error:
-        raise ModelFileError(f"{path}: not a whole GGUF file: {error}") from error
-
-    def field(key: str) -> Any:
-        entry = reader.fields.get(key)
-        return None if entry is None else entry.contents()
-
-    architecture = str(field("general.architecture"))
+    path, architecture = header.path, header.architecture
     if architecture not in ARCHITECTURES:
-        raise ModelFileError(
+        raise bad_file(
             f"{path}: architecture {architecture!r}; the torch engine runs "
             f"{', '.join(ARCHITECTURES)}"
         )
-    tensors = {t.name for t in reader.tensors}
-    keys = (
-        "block_count embedding_length attention.head_count attention.head_count_kv "
-        "attention.key_length feed_forward_length context_length expert_count expert_used_count "
-        "expert_feed_forward_length"
-    ).split()
-    get = _Getter(path, {k: field(f"{architecture}.{k}") for k in keys})
+    names = {t.name for t in header.tensors}
+    scaling = header.metadata.get(f"{architecture}.rope.scaling.type")
+    if "rope_freqs.weight" in names or scaling not in (None, "none"):
+        raise bad_file(
+            f"{path}: scaled RoPE in GGUF is not supported; use the safetensors checkpoint"
+        )
+    own = {k.removeprefix(f"{architecture}."): v for k, v in header.metadata.items()}
+    get = _Getter(path, own)
     n_heads = get.int("attention.head_count")
-    tokens = field("tokenizer.ggml.tokens")
     moe = None
     if architecture == "qwen3moe":
         moe = MoeShape(
@@ -236,32 +228,29 @@ def read_gguf(path: Path) -> tuple[ModelShape, GgufSource, Callable[[str], Any]]
             get.int("expert_used_count"),
             get.int("expert_feed_forward_length"),
         )
-    if "rope_freqs.weight" in tensors or field(f"{architecture}.rope.scaling.type") not in (
-        None,
-        "none",
-    ):
-        raise ModelFileError(
-            f"{path}: scaled RoPE in GGUF is not supported; use the safetensors checkpoint"
-        )
     shape = ModelShape(
-        architecture=architecture,  # type: ignore[arg-type]
+        architecture=cast("Architecture", architecture),
         n_layers=get.int("block_count"),
         d_model=get.int("embedding_length"),
         n_heads=n_heads,
         n_kv_heads=get.int("attention.head_count_kv", n_heads),
         head_dim=get.int("attention.key_length", get.int("embedding_length") // n_heads),
         d_ff=get.int("feed_forward_length", 1 if moe else None),
-        vocab_size=len(tokens) if tokens else 0,
+        vocab_size=len(header.tokens),
         context_tokens=get.int("context_length"),
-        norm_eps=float(field(f"{architecture}.attention.layer_norm_rms_epsilon") or 1e-6),
-        rope_base=float(field(f"{architecture}.rope.freq_base") or 10000.0),
-        qkv_bias="blk.0.attn_q.bias" in tensors,
-        qk_norm="blk.0.attn_q_norm.weight" in tensors,
-        tied="output.weight" not in tensors,
+        norm_eps=float(own.get("attention.layer_norm_rms_epsilon") or 1e-6),
+        rope_base=float(own.get("rope.freq_base") or 10000.0),
+        qkv_bias="blk.0.attn_q.bias" in names,
+        qk_norm="blk.0.attn_q_norm.weight" in names,
+        tied="output.weight" not in names,
         moe=moe,
     )
     shape = _checked(path, shape)
-    return shape, GgufSource(path, reader, shape), field
+    try:
+        reader = GGUFReader(path)
+    except (OSError, ValueError, KeyError, IndexError, OverflowError) as error:
+        raise bad_file(f"{path}: not a whole GGUF file: {error}") from error
+    return shape, GgufSource(path, reader, shape)
 
 
 class _Getter:
@@ -275,14 +264,14 @@ class _Getter:
         if value is None:
             value = default
         if not isinstance(value, int) or isinstance(value, bool):
-            raise ModelFileError(f"{self._path}: {key} is {value!r}; a whole number is expected")
+            raise bad_file(f"{self._path}: {key} is {value!r}; a whole number is expected")
         return value
 
 
 def _checked(path: Path, shape: ModelShape) -> ModelShape:
     problem = shape.problem()
     if problem is not None:
-        raise ModelFileError(f"{path}: {problem}")
+        raise bad_file(f"{path}: {problem}")
     return shape
 
 
@@ -291,7 +280,7 @@ def _rope_scaling(path: Path, rope: Mapping[str, Any]) -> RopeScaling | None:
     if kind == "default":
         return None
     if kind not in ("linear", "llama3"):
-        raise ModelFileError(
+        raise bad_file(
             f"{path}: RoPE scaling {kind!r}; the torch engine knows linear and llama3"
         )
     return RopeScaling(
