@@ -195,7 +195,9 @@ class GgufSource:
                 f"read: {error}"
             ) from error
         sizes = [int(n) for n in reversed(stored.shape)]
-        weight = torch.from_numpy(values).float().reshape(sizes)
+        # Unquantized tensors come as views of the mapped file, which torch may not write to.
+        owned = values if values.flags.writeable else values.copy()
+        weight = torch.from_numpy(owned).float().reshape(sizes)
         if self._shape.architecture == "llama" and ("q_proj" in name or "k_proj" in name):
             heads = self._shape.n_heads if "q_proj" in name else self._shape.n_kv_heads
             weight = _half_split_rows(weight, heads)
