@@ -32,7 +32,7 @@ class ModelFileError(BackendError):
 
 
 class ModelFetchError(BackendError):
-    """A model could not be fetched: the index cannot be reached, or gave what it did not promise."""
+    """A model could not be fetched: the index cannot be reached, or broke its promise."""
 
     def __init__(self, message: str, *, backend: str = "local") -> None:
         super().__init__(message, backend=backend)

@@ -126,6 +126,8 @@ class RunHandle:
             finished = await self._journalled(directory, started_at, engines)
             if not finished.stopped:
                 await asyncio.to_thread(write_results, directory, queries)
+        if not inputs.resume:
+            return finished  # whose outcomes are all that there are
         recorded = {name: list(read_outcomes(directory.journal, name)) for name in queries}
         return replace(finished, outcomes=recorded)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +15,15 @@ BACKENDS = ("local", "simulated", "torch")
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What an engine may be told. None leaves the engine's own choice."""
+    """What an engine may be told. None leaves the engine's own choice. `announce` is told, from any
+    thread, what takes long when the engine is opened, such as a model being fetched."""
 
     seed: int = 0
     models_dir: Path | None = None
     threads: int | None = None
     max_in_flight: int | None = None
     exact: bool = False
+    announce: Callable[[str], None] | None = None
 
 
 def describe_backend(engine: str, model: str, options: EngineOptions) -> Capabilities:

@@ -28,6 +28,7 @@ class CatalogueModel:
         sha256, size_bytes: of the GGUF file.
         download_bytes: the wheels together.
         context_tokens: what the model was trained for, prompt and answer together.
+        kv_values_per_token: values in the KV cache for each token.
         memory_bytes: free memory that it needs to load and to run a batch.
     """
 
@@ -37,6 +38,7 @@ class CatalogueModel:
     size_bytes: int
     download_bytes: int
     context_tokens: int
+    kv_values_per_token: int
     memory_bytes: int
     licence: str
     note: str
@@ -56,6 +58,7 @@ QWEN = CatalogueModel(
     size_bytes=1_117_320_768,
     download_bytes=1_023_000_000,
     context_tokens=32_768,
+    kv_values_per_token=14_336,
     memory_bytes=5_000_000_000,
     licence="Apache-2.0 (the wheels declare none)",
     note="answers worth reading; the default",
@@ -68,6 +71,7 @@ SMOLLM2 = CatalogueModel(
     size_bytes=98_362_432,
     download_bytes=92_871_040,
     context_tokens=8_192,
+    kv_values_per_token=11_520,
     memory_bytes=1_500_000_000,
     licence="Apache-2.0",
     note="smoke and throughput tests only: its answers are near chance",
