@@ -7,10 +7,12 @@ a directory that has only `.bin` or `.pt` weights is refused.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 
 from runtime.backends.torch_engine.errors import bad_file
@@ -21,7 +23,9 @@ from runtime.backends.torch_engine.shape import (
     MoeShape,
     RopeScaling,
 )
-from runtime.models.gguf_file import GgufHeader
+from runtime.models.gguf_file import GgufHeader, GgufTensor
+
+_DEQUANTIZED_AT_ONCE = 1 << 22
 
 
 class WeightSource(Protocol):
@@ -171,43 +175,54 @@ def gguf_name(name: str) -> str:
 
 
 class GgufSource:
-    """The tensors of a GGUF file, dequantized one by one as they are asked for."""
+    """The tensors of a GGUF file, mapped and dequantized one by one as they are asked for."""
 
-    def __init__(self, path: Path, reader: Any, shape: ModelShape) -> None:
-        self._path = path
-        self._tensors: dict[str, Any] = {t.name: t for t in reader.tensors}
-        self._shape = shape
+    def __init__(self, header: GgufHeader, shape: ModelShape) -> None:
+        self._header, self._shape = header, shape
+        self._tensors = {t.name: t for t in header.tensors}
+        self._bytes = np.memmap(header.path, np.uint8, mode="r")
 
     def has(self, name: str) -> bool:
         return gguf_name(name) in self._tensors
 
     def get(self, name: str) -> torch.Tensor:
-        from gguf import dequantize
-
         stored = self._tensors.get(gguf_name(name))
         if stored is None:
-            raise bad_file(f"{self._path}: tensor {gguf_name(name)!r} is missing")
-        try:
-            values = dequantize(stored.data, stored.tensor_type)
-        except (NotImplementedError, ValueError) as error:
-            raise bad_file(
-                f"{self._path}: tensor {stored.name!r} of type {stored.tensor_type.name} cannot be "
-                f"read: {error}"
-            ) from error
-        sizes = [int(n) for n in reversed(stored.shape)]
-        # Unquantized tensors come as views of the mapped file, which torch may not write to.
-        owned = values if values.flags.writeable else values.copy()
-        weight = torch.from_numpy(owned).float().reshape(sizes)
+            raise bad_file(f"{self._header.path}: tensor {gguf_name(name)!r} is missing")
+        weight = self._dequantized(stored)
         if self._shape.architecture == "llama" and ("q_proj" in name or "k_proj" in name):
             heads = self._shape.n_heads if "q_proj" in name else self._shape.n_kv_heads
+            if weight.shape[0] % (2 * heads):
+                raise bad_file(f"tensor {stored.name!r} has shape {tuple(weight.shape)}")
             weight = _half_split_rows(weight, heads)
         return weight
+
+    def _dequantized(self, stored: GgufTensor) -> torch.Tensor:
+        from gguf import GGMLQuantizationType, dequantize
+
+        start = self._header.data_start + stored.offset
+        data = self._bytes[start : start + stored.size_bytes]
+        values = np.empty(math.prod(stored.shape), np.float32)
+        n_rows = math.prod(stored.shape[1:]) or 1
+        row_bytes, row_values = len(data) // n_rows, len(values) // n_rows
+        # Some rows at a time: enough to be fast, too few for large temporary arrays.
+        step = max(1, _DEQUANTIZED_AT_ONCE // max(1, row_values))
+        try:
+            kind = GGMLQuantizationType[stored.type]
+            for row in range(0, n_rows, step):
+                part = data[row * row_bytes : (row + step) * row_bytes]
+                out = dequantize(part.reshape(1, -1), kind)
+                values[row * row_values : (row + step) * row_values] = out.reshape(-1)
+        except (NotImplementedError, ValueError, KeyError) as error:
+            raise bad_file(
+                f"{self._header.path}: tensor {stored.name!r} of type {stored.type} cannot be "
+                f"read: {error}"
+            ) from error
+        return torch.from_numpy(values).reshape(tuple(reversed(stored.shape)))
 
 
 def read_gguf_weights(header: GgufHeader) -> tuple[ModelShape, GgufSource]:
     """The shape and the tensors of a GGUF file."""
-    from gguf import GGUFReader
-
     path, architecture = header.path, header.architecture
     if architecture not in ARCHITECTURES:
         raise bad_file(
@@ -248,11 +263,7 @@ def read_gguf_weights(header: GgufHeader) -> tuple[ModelShape, GgufSource]:
         moe=moe,
     )
     shape = _checked(path, shape)
-    try:
-        reader = GGUFReader(path)
-    except (OSError, ValueError, KeyError, IndexError, OverflowError) as error:
-        raise bad_file(f"{path}: not a whole GGUF file: {error}") from error
-    return shape, GgufSource(path, reader, shape)
+    return shape, GgufSource(header, shape)
 
 
 class _Getter:
