@@ -163,6 +163,8 @@ class PrefillPlan:
             _CausalGroup([self.spans[i] for i in members], device)
             for members in group_by_length([len(c.slots) for c in chunks])
         ]
+        in_order = len(self._groups) == 1 and isinstance(self._groups[0].rows, slice)
+        self._only_group = self._groups[0] if in_order else None
         self._context = SharedKeys(self.spans, [c.context() for c in chunks], pool, device)
 
     def write(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
@@ -175,8 +177,8 @@ class PrefillPlan:
     ) -> torch.Tensor:
         """Write the rows' keys and values, then attend. Returns [rows, heads * dim]."""
         self.write(layer, k, v)
-        if len(self._groups) == 1:
-            out, lse = self._groups[0].attend(q, k, v)
+        if self._only_group is not None:
+            out, lse = self._only_group.attend(q, k, v)
         else:
             out = torch.empty_like(q)
             lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
@@ -222,7 +224,7 @@ def group_by_length(lengths: Sequence[int]) -> list[list[int]]:
 
     Example:
         >>> group_by_length([32, 500, 30, 32, 510])
-        [[2, 0, 3], [1, 4]]
+        [[0, 2, 3], [1, 4]]
     """
     groups: list[list[int]] = []
     shortest = 0
@@ -231,7 +233,7 @@ def group_by_length(lengths: Sequence[int]) -> list[list[int]]:
             groups.append([])
             shortest = lengths[i]
         groups[-1].append(i)
-    return groups
+    return [sorted(group) for group in groups]
 
 
 def rows_of(spans: Sequence[tuple[int, int]], device: torch.device) -> slice | torch.Tensor:

@@ -69,7 +69,7 @@ class DecodeBatch:
         self._buckets: dict[int, _Bucket] = {}
         self._active: list[_Bucket] = []
         self._shared: dict[Signature, _SharedRun] = {}
-        self._members: set[int] = set()
+        self._members: set[tuple[int, int]] = set()
         self._slots = torch.empty(0, dtype=torch.int64)
         self.rows: list[SequenceState] = []
 
@@ -81,10 +81,13 @@ class DecodeBatch:
     def prepare(self, sequences: Sequence[SequenceState]) -> list[SequenceState]:
         """Get ready for a step of `sequences`, whose last slot is the new token's. Returns them in
         the order of the rows."""
-        if self._members != {s.uid for s in sequences} or any(
+        # A preempted request comes back with other slots.
+        members = {(s.uid, s.preemptions) for s in sequences}
+        if self._members != members or any(
             bucket.longest >= bucket.capacity for bucket in self._active
         ):
             self._rebuild(sequences)
+            self._members = members
         for bucket in self._active:
             bucket.mask.view(-1).index_fill_(0, bucket.flat, 0.0)
             for lane in bucket.lanes:
@@ -165,7 +168,6 @@ class DecodeBatch:
             own[sequence.uid] = (sequence, tuple(n.uid for n in nodes), slots)
         self._place_lanes(own)
         self._place_runs(shared)
-        self._members = set(own)
 
     def _place_lanes(self, own: dict[int, tuple[SequenceState, Signature, list[Ids]]]) -> None:
         missing = dict(own)

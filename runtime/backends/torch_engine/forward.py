@@ -122,7 +122,7 @@ class Forward:
         model, keep = self.model, self.swiftkv.keep_layers
         rotation = model.rotation(positions)
         x = model.run(model.embed(ids), rotation, self._attend(n, plan), 0, keep)
-        at = torch.tensor(wanted, device=model.device)
+        at = torch.tensor(wanted, dtype=torch.int64, device=model.device)
         if keep == model.shape.n_layers:
             return x.index_select(0, at)
         pairs = self.late_kv.keys_and_values(x, rotation)
@@ -132,6 +132,8 @@ class Forward:
                 plan.write(keep + i, k[n:], v[n:])
             last = _last_rows(chunks, self.pool, model.device)
         x = x.index_select(0, at)
+        if not wanted:
+            return x
         rotation = (rotation[0].index_select(0, at), rotation[1].index_select(0, at))
         for layer in model.layers[keep:]:
             kv_layer = self.swiftkv.kv_layer(layer.index)

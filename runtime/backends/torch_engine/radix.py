@@ -117,7 +117,7 @@ class RadixTree:
             raise ValueError("insert below a node that already continues with this token")
         leaf = self._new_node(ids, slots, node)
         node.children[int(ids[0])] = leaf
-        self._touch(leaf)
+        self.touch(leaf)
         self.tokens += len(ids)
         self.evictable_tokens += len(ids)
         self.stats.inserted_tokens += len(ids)
@@ -126,7 +126,7 @@ class RadixTree:
 
     def lock(self, node: Node) -> None:
         """Keep the path to `node` from eviction."""
-        self._touch(node)
+        self.touch(node)
         current = node
         while current.parent is not None:
             if current.locks == 0:
@@ -136,7 +136,7 @@ class RadixTree:
 
     def unlock(self, node: Node) -> None:
         """Undo one `lock`."""
-        self._touch(node)
+        self.touch(node)
         current = node
         while current.parent is not None:
             current.locks -= 1
@@ -197,12 +197,14 @@ class RadixTree:
         upper.children[int(node.ids[0])] = node
         return upper
 
-    def _touch(self, node: Node) -> None:
+    def touch(self, node: Node) -> None:
+        """Make the path to `node` the most recently used."""
         self._ticks += 1
         current: Node | None = node
         while current is not None:
             current.last_used = self._ticks
             current = current.parent
+        self._offer(node)
 
     def _offer(self, node: Node) -> None:
         if not node.locks and not node.children and node.parent is not None:

@@ -391,6 +391,7 @@ class Scheduler:
             ids = sequence.tokens(sequence.tree_tokens, sequence.n_kv)
             below, hit = self.tree.descend(node, ids)
             self._free(slots[:hit])
+            self.tree.touch(below)  # it was used, though through a copy of its own
             if hit < len(ids):
                 self.tree.insert(below, ids[hit:], slots[hit:])
         else:
