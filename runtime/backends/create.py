@@ -10,7 +10,7 @@ from runtime.backends.base import Backend, Capabilities
 from runtime.clock import Clock
 from runtime.errors import BackendError
 
-BACKENDS = ("local", "simulated")
+BACKENDS = ("local", "simulated", "torch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,12 @@ def describe_backend(engine: str, model: str, options: EngineOptions) -> Capabil
         from runtime.backends.simulated import describe as simulated
 
         return simulated(options.max_in_flight or DEFAULT_CAPABILITIES.max_in_flight)
+    if engine == "torch":
+        from runtime.backends.torch_engine.backend import describe as torch_engine
+
+        return torch_engine(
+            model, options.models_dir, max_in_flight=options.max_in_flight, exact=options.exact
+        )
     raise unknown_engine(engine)
 
 
@@ -51,6 +57,10 @@ async def create_backend(engine: str, model: str, clock: Clock, options: EngineO
 
         offered = describe_backend(engine, model, options)
         return SimulatedBackend(model, clock, seed=options.seed, capabilities=offered)
+    if engine == "torch":
+        from runtime.backends.torch_engine.backend import open_backend as open_torch
+
+        return await open_torch(model, clock, options)
     raise unknown_engine(engine)
 
 
