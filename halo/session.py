@@ -37,6 +37,7 @@ from runtime.errors import BackendError
 from runtime.executor import Progress
 from runtime.placement import Replan
 from runtime.run import Finished, RunHandle, RunInputs
+from runtime.sql_session import SqlSession
 from runtime.tools import ToolSpec
 
 if TYPE_CHECKING:
@@ -234,8 +235,9 @@ class Session:
         on_progress: OnProgress | None = None,
         announce: Announce | None = None,
         asked: Mapping[str, Json] | None = None,
+        sql: SqlSession | None = None,
     ) -> RunResult:
-        """Run what `prepare` made."""
+        """Run what `prepare` made. `sql` is the database of a SQL batch (`halo.sql.batch`)."""
         inputs = RunInputs(
             plan=prepared.plan,
             stats=prepared.stats,
@@ -248,6 +250,7 @@ class Session:
             budget=self.config.limits,
             out=Path(out) if out is not None else None,
             resume=resume,
+            sql=sql,
             manifest={"config": self._manifest_config(), **(asked or {})},
             replan=self._replanner(prepared),
         )
@@ -267,6 +270,7 @@ class Session:
             stopped=finished.stopped,
             budget_reached=finished.budget_reached,
             engine_requests=finished.engine_requests,
+            recovered=finished.recovered,
         )
 
     def evaluate(self, plan: LogicalPlan, tools: Mapping[str, ToolSpec]) -> Json:
@@ -368,6 +372,14 @@ class Session:
             names.add(worker.name)
             workers.append(worker)
         return workers
+
+    def why_not_model(self, name: str) -> str:
+        """Why the session's engine cannot serve a model of this name; empty when it can."""
+        try:
+            describe_backend(self.config.engine, name, self._engine_options())
+        except HaloError as error:
+            return str(error)
+        return ""
 
     def _worker(self, model: str, engine: str) -> Worker:
         name = self._model(model)

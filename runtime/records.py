@@ -54,11 +54,12 @@ class CallRecord:
 @dataclass(frozen=True, slots=True)
 class RowError:
     """Why a row has no value. `type` is the error class's name; `op` the operator's label or
-    fingerprint; the message says what to do."""
+    fingerprint; the message says what to do; `attempts` counts how often it was tried."""
 
     type: str
     message: str
     op: str = ""
+    attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,10 +32,11 @@ from runtime.journal import Journal
 from runtime.journal_reader import read_outcomes
 from runtime.memory_store import MemoryStore
 from runtime.placement import Replan
-from runtime.records import Outcome, Store
+from runtime.records import Outcome, Recovered, Store
 from runtime.results import write_results
 from runtime.run_directory import RunDirectory, describe_operators
 from runtime.sharing import CallTable
+from runtime.sql_session import SessionQueries, SqlSession
 from runtime.sql_tool import Databases
 from runtime.tool_runner import ToolRunner
 from runtime.tools import ToolSpec
@@ -50,6 +51,7 @@ class RunInputs:
     Attributes:
         out: the run directory; None keeps the run in memory.
         resume: continue what `out` holds, if it holds anything.
+        sql: the DuckDB session of a SQL batch.
         manifest: JSON that says how to rebuild the batch on resume; what status and report need is
             added to it.
         replan: plans the rest of the run again; see `runtime.placement`.
@@ -66,6 +68,7 @@ class RunInputs:
     budget: Budget = NO_BUDGET
     out: Path | None = None
     resume: bool = False
+    sql: SqlSession | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict[str, Any])
     replan: Replan | None = None
 
@@ -82,6 +85,7 @@ class Finished:
         stopped: empty unless rows were left for a resume, and then why.
         budget_reached: whether that was the budget.
         engine_requests: by worker, how often its engine says it was asked.
+        recovered: failures that became values (`planner.logical.Recover`).
     """
 
     outcomes: Mapping[str, Sequence[Outcome]]
@@ -93,6 +97,7 @@ class Finished:
     stopped: str
     budget_reached: bool
     engine_requests: Mapping[str, int]
+    recovered: Sequence[Recovered] = ()
 
 
 class RunHandle:
@@ -191,6 +196,7 @@ class RunHandle:
             metrics=metrics,
             replan=inputs.replan,
             load=dispatcher.load,
+            row_queries=SessionQueries(inputs.sql, store, self.clock) if inputs.sql else None,
         )
         if self._stopped:
             executor.stop()
@@ -214,6 +220,7 @@ class RunHandle:
                 worker: engine.requests_seen - seen_before[worker]
                 for worker, engine in engines.items()
             },
+            recovered=tuple(executor.recovered),
         )
 
 
