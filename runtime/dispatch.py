@@ -146,7 +146,9 @@ class Dispatcher:
                 error.attempts = attempt
                 if not self._retry.again(error, attempt):
                     raise
-                await self._pause(self._retry.delay_s(request.key, attempt), error)
+                # Never earlier than the engine asked for.
+                delay_s = max(self._retry.delay_s(request.key, attempt), error.retry_after_s or 0.0)
+                await self._pause(delay_s, error)
                 lane.again(ticket)
                 attempt += 1
             else:
