@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from runtime.backends.base import Backend, Capabilities
 from runtime.clock import Clock
 from runtime.errors import BackendError
 
-BACKENDS = ("local", "simulated")
+BACKENDS = ("local", "simulated", "sglang=URL", "openai=URL")
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What an engine may be told. None leaves the engine's own choice."""
+    """What an engine may be told. None leaves the engine's own choice.
+
+    `api_key`, `tokenizer`, `tenant`, `steer` and the limits per minute are for servers.
+    """
 
     seed: int = 0
     models_dir: Path | None = None
     threads: int | None = None
     max_in_flight: int | None = None
     exact: bool = False
+    api_key: str = field(default="", repr=False)
+    tokenizer: Path | None = None
+    tenant: str = ""
+    steer: bool = True
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
 
 
 def describe_backend(engine: str, model: str, options: EngineOptions) -> Capabilities:
@@ -34,6 +43,17 @@ def describe_backend(engine: str, model: str, options: EngineOptions) -> Capabil
         from runtime.backends.simulated import describe as simulated
 
         return simulated(options.max_in_flight or DEFAULT_CAPABILITIES.max_in_flight)
+    kind, _, address = engine.partition("=")
+    if kind == "sglang":
+        from runtime.backends import sglang_open
+
+        return sglang_open.describe(
+            address,
+            model,
+            api_key=options.api_key,
+            tokenizer=options.tokenizer,
+            max_in_flight=options.max_in_flight,
+        )
     raise unknown_engine(engine)
 
 
@@ -47,6 +67,20 @@ async def create_backend(engine: str, model: str, clock: Clock, options: EngineO
         from runtime.backends.simulated import SimulatedBackend
 
         return SimulatedBackend(model, clock, seed=options.seed)
+    kind, _, address = engine.partition("=")
+    if kind == "sglang":
+        from runtime.backends import sglang_open
+
+        return await sglang_open.open_backend(
+            address,
+            model,
+            clock,
+            api_key=options.api_key,
+            tokenizer=options.tokenizer,
+            tenant=options.tenant,
+            max_in_flight=options.max_in_flight,
+            steer=options.steer,
+        )
     raise unknown_engine(engine)
 
 

@@ -26,11 +26,9 @@ class WireOptions:
 
     Attributes:
         tenant: prefixes are cached apart for each tenant.
-        ignore_eos: decode `max_tokens` tokens whatever the model says; for benchmarks.
     """
 
     tenant: str = ""
-    ignore_eos: bool = False
 
 
 def generate_payload(
@@ -58,8 +56,6 @@ def generate_payload(
         sampling["regex"] = choice_regex(request.options)
     elif request.schema_json is not None:
         sampling["json_schema"] = request.schema_json
-    if options.ignore_eos:
-        sampling["ignore_eos"] = True
     if request.tools:
         # Models mark their calls with tokens that detokenizing would otherwise drop.
         sampling["skip_special_tokens"] = False
