@@ -15,6 +15,7 @@ check_siblings()
 if TYPE_CHECKING:
     from halo.api import explain, run
     from halo.dsl.control import agent, loop, map, reduce, when
+    from halo.dsl.mcp import mcp
     from halo.dsl.model import Model
     from halo.dsl.sql import sql
     from halo.dsl.tool import tool
@@ -28,6 +29,7 @@ _HOMES = {
     "explain": "halo.api",
     "loop": "halo.dsl.control",
     "map": "halo.dsl.control",
+    "mcp": "halo.dsl.mcp",
     "reduce": "halo.dsl.control",
     "run": "halo.api",
     "sql": "halo.dsl.sql",
@@ -45,6 +47,7 @@ __all__ = [
     "explain",
     "loop",
     "map",
+    "mcp",
     "reduce",
     "run",
     "sql",

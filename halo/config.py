@@ -9,17 +9,21 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
-from halo.errors import HaloError
+from halo.errors import ConfigError
+from runtime.budget import Budget, Prices
 
 PREFIX = "HALO_"
 
 
-class ConfigError(HaloError):
-    """A setting is unknown or has a wrong value; the message names where it was set."""
+def _budget_text(value: object) -> object:
+    if isinstance(value, Mapping):
+        limits = cast("Mapping[str, object]", value)
+        return ",".join(f"{name}={limit}" for name, limit in limits.items())
+    return value
 
 
 class Config(BaseModel):
@@ -27,7 +31,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    engine: str = Field(default="local", description="local, simulated (more engines by URL later)")
+    engine: str = Field(default="local", description="local, simulated, sglang=URL, openai=URL")
     model: str = Field(default="", description="default model; empty chooses by memory")
     seed: int = Field(default=0, description="seed of sampled calls and of the simulated engine")
     db: Path | None = Field(default=None, description="default DuckDB database of SQL steps")
@@ -36,7 +40,28 @@ class Config(BaseModel):
     max_in_flight: int | None = Field(default=None, ge=1, description="calls in an engine at once")
     tenant: str = Field(default="", description="answers are never shared between tenants")
     exact: bool = Field(default=False, description="local engine in float32, for comparisons")
+    budget: Annotated[str, BeforeValidator(_budget_text)] = Field(
+        default="", description="limits, such as tokens=2M,minutes=30,usd=5"
+    )
+    usd_per_million_input: float | None = Field(default=None, ge=0, description="price, for usd")
+    usd_per_million_output: float | None = Field(default=None, ge=0, description="price, for usd")
     prime: bool = Field(default=True, description="send one call of a shared prefix first")
+    api_key: SecretStr = Field(default=SecretStr(""), description="key of the engine's server")
+    tokenizer: Path | None = Field(default=None, description="folder of a server's tokenizer")
+    steer: bool = Field(default=True, description="calls at a server follow the load it reports")
+    share: bool = Field(default=True, description="make equal calls once")
+    warm: bool = Field(default=True, description="compute shared instructions before the rows")
+    prefix_order: bool = Field(default=True, description="start rows with equal prompts together")
+    overlap: bool = Field(default=True, description="tools and model calls run at the same time")
+    requests_per_minute: float | None = Field(default=None, gt=0, description="server's limit")
+    tokens_per_minute: float | None = Field(default=None, gt=0, description="server's limit")
+
+    @property
+    def limits(self) -> Budget:
+        """What `budget` says. Raises `BudgetError`."""
+        return Budget.parse(
+            self.budget, Prices(self.usd_per_million_input, self.usd_per_million_output)
+        )
 
 
 def load_config(

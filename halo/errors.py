@@ -13,6 +13,8 @@ HaloError
 │   └── ToolTimeoutError     a tool did not answer in time
 ├── OutputTypeError          an answer does not fit its type after the retry
 ├── ValueTypeError           a value has not the shape an operator needs
+├── BudgetError              a budget cannot be read, or not be kept for want of prices
+├── ConfigError              a setting is unknown or wrong (where it was set)
 └── RunDirectoryError        a run directory cannot be used
     └── RunLockedError       another process holds it
 """
@@ -23,6 +25,7 @@ from costmodel.errors import HaloError, ProfileError
 from planner.errors import InvariantError, PlanError
 from runtime.errors import (
     BackendError,
+    BudgetError,
     ContextOverflowError,
     ModelNotFoundError,
     OutputTypeError,
@@ -32,6 +35,10 @@ from runtime.errors import (
     ToolTimeoutError,
     ValueTypeError,
 )
+
+
+class ConfigError(HaloError):
+    """A setting is unknown or has a wrong value; the message names where it was set."""
 
 
 class WorkflowError(HaloError):
@@ -44,6 +51,8 @@ class InputError(HaloError):
 
 __all__ = [
     "BackendError",
+    "BudgetError",
+    "ConfigError",
     "ContextOverflowError",
     "HaloError",
     "InputError",

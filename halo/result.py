@@ -26,6 +26,7 @@ class RunResult:
         run_clock_s: seconds on the run's clock; they are simulated when the engine is.
         stopped: empty for a run that went through its rows, and otherwise the reason it stopped
             early: rows without an outcome wait for a resume.
+        budget_reached: whether it stopped because of its budget.
         engine_requests: by worker, how often its engine says it was asked.
     """
 
@@ -39,6 +40,7 @@ class RunResult:
     cpu_s: float
     out: Path | None = None
     stopped: str = ""
+    budget_reached: bool = False
     engine_requests: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def __iter__(self) -> Iterator[Outcome]:
@@ -60,8 +62,9 @@ class RunResult:
 
     def df(self, query: str | None = None) -> Any:
         """A pandas data frame: row, key, error, and the value's fields. Needs pandas installed."""
-        import pandas  # pyright: ignore
+        from importlib import import_module
 
+        pandas: Any = import_module("pandas")
         records: list[dict[str, Any]] = []
         for outcome in self._of(query):
             value = outcome.value if isinstance(outcome.value, dict) else {"value": outcome.value}

@@ -31,7 +31,7 @@ from planner.physical import PhysicalPlan, Worker, place
 from planner.stats import PlanStats, estimate
 from planner.verify import verify
 from runtime.backends.base import Backend
-from runtime.backends.create import EngineOptions, create_backend, describe_backend
+from runtime.backends.create import EngineOptions, create_backend, default_model, describe_backend
 from runtime.clock import new_event_loop
 from runtime.executor import Progress
 from runtime.run import Finished, RunHandle, RunInputs
@@ -202,6 +202,7 @@ class Session:
             seed=self.config.seed,
             tenant=self.config.tenant,
             prime=self.config.prime,
+            budget=self.config.limits,
             out=Path(out) if out is not None else None,
             resume=resume,
             manifest={"config": self._manifest_config(), **(asked or {})},
@@ -220,6 +221,7 @@ class Session:
             cpu_s=finished.cpu_s,
             out=inputs.out,
             stopped=finished.stopped,
+            budget_reached=finished.budget_reached,
             engine_requests=finished.engine_requests,
         )
 
@@ -277,14 +279,22 @@ class Session:
             from runtime.models.choice import choose_default
 
             name, _ = choose_default()
+        elif not name:
+            name = default_model(self.config.engine, self._engine_options())
         self._default_model = self._default_model or name
-        return name or "simulated"
+        return name
 
     def _worker(self, model: str) -> Worker:
         name = self._model(model)
-        offered = describe_backend(self.config.engine, name, self._engine_options())
+        worker = f"{self.config.engine}:{name}"
+        opened = self._engines.get(worker)
+        offered = (
+            describe_backend(self.config.engine, name, self._engine_options())
+            if opened is None
+            else opened.capabilities
+        )
         return Worker(
-            name=f"{self.config.engine}:{name}",
+            name=worker,
             engine=self.config.engine,
             model=name,
             max_in_flight=offered.max_in_flight,
@@ -300,6 +310,12 @@ class Session:
             threads=self.config.threads,
             max_in_flight=self.config.max_in_flight,
             exact=self.config.exact,
+            api_key=self.config.api_key.get_secret_value(),
+            tokenizer=self.config.tokenizer,
+            tenant=self.config.tenant,
+            steer=self.config.steer,
+            requests_per_minute=self.config.requests_per_minute,
+            tokens_per_minute=self.config.tokens_per_minute,
         )
 
     def _manifest_config(self) -> dict[str, Json]:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
 from planner.errors import InvariantError
 from planner.logical import Json
 from runtime.backends.base import Backend, Completion, Request
+from runtime.budget import BudgetMeter
 from runtime.clock import Clock
 from runtime.errors import BackendError, DrainingError
 from runtime.lane import Lane, Ticket
@@ -43,6 +44,7 @@ class Dispatcher:
         max_attempts: attempts of a call whose errors are retryable.
         seed: of the run; sampled calls derive theirs from it and their identity.
         prime: whether shared prefixes are primed on engines that need it.
+        meter: of the run's budget; `on_budget` is told once it is reached, and has to stop the run.
     """
 
     def __init__(
@@ -56,7 +58,11 @@ class Dispatcher:
         max_attempts: int = 4,
         seed: int = 0,
         prime: bool = True,
+        meter: BudgetMeter | None = None,
+        on_budget: Callable[[str], None] = lambda reason: None,
     ) -> None:
+        self._meter = meter
+        self._on_budget = on_budget
         self._lanes = {worker: Lane(engine, prime=prime) for worker, engine in engines.items()}
         self._table = table
         self._store = store
@@ -120,7 +126,10 @@ class Dispatcher:
         queued_s = self._clock.now_s()
         ticket = await lane.enter(request)
         try:
+            self._check_budget()
             answer = await self._ask(lane, ticket, request)
+            if self._meter is not None:
+                self._meter.end(answer.completion.usage)
             record = self._record(request, site, answer, queued_s, lane, ticket)
             durable = self._store.record_call(record)
         except BaseException:
@@ -133,6 +142,12 @@ class Dispatcher:
         else:
             durable.add_done_callback(partial(self._release, lane))
         return record
+
+    def _check_budget(self) -> None:
+        reason = self._meter.start(self._clock.now_s()) if self._meter is not None else ""
+        if reason:
+            self._on_budget(reason)
+            raise DrainingError(f"{reason}; this call had not started and was left for resume")
 
     async def _ask(self, lane: Lane, ticket: Ticket, request: Request) -> _Answer:
         on_prefilled = partial(lane.prefilled, ticket) if lane.tracks_prefixes else None

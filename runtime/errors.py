@@ -70,3 +70,7 @@ class RunLockedError(RunDirectoryError):
 class DrainingError(HaloError):
     """The run is stopping and this call had not started. Not a failure of the row: the executor
     leaves the row without an outcome, and `resume` runs it."""
+
+
+class BudgetError(HaloError):
+    """A budget cannot be read, or cannot be kept because a price is missing."""

@@ -14,6 +14,7 @@ from planner.logical import Agent, Json, Sql, canonical_json
 from planner.physical import PhysicalPlan
 from planner.stats import PlanStats
 from runtime.backends.base import Backend, ToolSchema
+from runtime.budget import Budget, BudgetMeter
 from runtime.clock import LoopClock, process_cpu_s, utc_now, wall_s
 from runtime.dispatch import Dispatcher
 from runtime.errors import RunDirectoryError
@@ -28,6 +29,8 @@ from runtime.sharing import CallTable
 from runtime.sql_tool import Databases
 from runtime.tool_runner import ToolRunner
 from runtime.tools import ToolSpec
+
+NO_BUDGET = Budget()
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class RunInputs:
     seed: int = 0
     tenant: str = ""
     prime: bool = True
+    budget: Budget = NO_BUDGET
     out: Path | None = None
     resume: bool = False
     manifest: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -64,6 +68,7 @@ class Finished:
         elapsed_s: real seconds of this process; `run_clock_s` are seconds on the run's clock, which
             is simulated where the engine is.
         stopped: empty unless rows were left for a resume, and then why.
+        budget_reached: whether that was the budget.
         engine_requests: by worker, how often its engine says it was asked.
     """
 
@@ -74,6 +79,7 @@ class Finished:
     run_clock_s: float
     cpu_s: float
     stopped: str
+    budget_reached: bool
     engine_requests: Mapping[str, int]
 
 
@@ -85,6 +91,7 @@ class RunHandle:
         self._inputs = inputs
         self._executor: Executor | None = None
         self._stopped = ""
+        self.budget_reached = False
 
     @property
     def progress(self) -> Progress | None:
@@ -96,6 +103,10 @@ class RunHandle:
         self._stopped = reason
         if self._executor is not None:
             self._executor.stop()
+
+    def _reach_budget(self, reason: str) -> None:
+        self.budget_reached = True
+        self.stop(reason)
 
     async def run(self, engines: Mapping[str, Backend]) -> Finished:
         """Run to the end, or until `stop`. `engines` by worker name, opened; they are left open.
@@ -115,6 +126,8 @@ class RunHandle:
             finished = await self._journalled(directory, started_at, engines)
             if not finished.stopped:
                 await asyncio.to_thread(write_results, directory, queries)
+        if not inputs.resume:
+            return finished  # whose outcomes are all that there are
         recorded = {name: list(read_outcomes(directory.journal, name)) for name in queries}
         return replace(finished, outcomes=recorded)
 
@@ -149,6 +162,8 @@ class RunHandle:
             tenant=inputs.tenant,
             seed=inputs.seed,
             prime=inputs.prime,
+            meter=BudgetMeter(inputs.budget, clock_started_s) if inputs.budget.is_limited else None,
+            on_budget=self._reach_budget,
         )
         self._executor = executor = Executor(
             plan,
@@ -176,6 +191,7 @@ class RunHandle:
             run_clock_s=self.clock.now_s() - clock_started_s,
             cpu_s=process_cpu_s() - cpu_started_s,
             stopped="" if complete else self._stopped or "stopped early",
+            budget_reached=self.budget_reached and not complete,
             engine_requests={
                 worker: engine.requests_seen - seen_before[worker]
                 for worker, engine in engines.items()

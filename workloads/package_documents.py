@@ -185,8 +185,9 @@ def _requirement_name(requirement: str) -> str:
 
 def _licence(dist: Distribution) -> str:
     metadata: Any = dist.metadata
-    text = metadata.get("License-Expression") or ""
+    text: str = metadata.get("License-Expression") or ""
     if not text:
-        classifiers = metadata.get_all("Classifier") or []
+        classifiers: list[str] = metadata.get_all("Classifier") or []
         text = next((c.rsplit("::", 1)[1] for c in classifiers if c.startswith("License")), "")
-    return (text or metadata.get("License") or "unknown").strip().splitlines()[0][:40]
+    whole: str = text or metadata.get("License") or "unknown"
+    return whole.strip().splitlines()[0][:40]

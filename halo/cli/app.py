@@ -29,6 +29,9 @@ Engine = Annotated[str | None, typer.Option(help="local or simulated")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="halo.toml")]
 Seed = Annotated[int | None, typer.Option(help="seed of sampled calls")]
 Db = Annotated[Path | None, typer.Option(help="DuckDB database of SQL steps")]
+Budget = Annotated[
+    str | None, typer.Option(help="stop at a limit, such as calls=500,tokens=2M,minutes=30")
+]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on standard output")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="a run directory")]
@@ -72,6 +75,7 @@ def run(
     prime: Annotated[
         bool | None, typer.Option(help="send one call of a shared prefix first")
     ] = None,
+    budget: Budget = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="plan and print; make no call")
     ] = False,
@@ -83,7 +87,7 @@ def run(
 
     flags = settings(
         model=model, engine=engine, seed=seed, db=db, max_in_flight=max_in_flight, tenant=tenant,
-        exact=exact, prime=prime,
+        exact=exact, prime=prime, budget=budget,
     )  # fmt: skip
     return verb.run(
         flows, input, out=out, config_file=config, flags=flags, dry_run=dry_run, json_out=json
@@ -116,11 +120,13 @@ def explain(
 
 
 @app.command()
-def resume(directory: Directory, json: Json = False, yes: Yes = False) -> int:
+def resume(
+    directory: Directory, budget: Budget = None, json: Json = False, yes: Yes = False
+) -> int:
     """Continue a run; nothing to do after success."""
     from halo.cli import run as verb
 
-    return verb.resume(directory, json_out=json)
+    return verb.resume(directory, json_out=json, flags=settings(budget=budget))
 
 
 @app.command()

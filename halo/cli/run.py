@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from halo.config import load_config
-from halo.errors import RunDirectoryError
+from halo.dsl.workflow import user_line
+from halo.errors import HaloError, RunDirectoryError, WorkflowError
 from halo.load import load_flow
 from halo.progress import Reporter
 from halo.result import RunResult
@@ -42,15 +43,15 @@ def run(
         return _execute(session, prepared, out=out, resume=False, asked=asked, json_out=json_out)
 
 
-def resume(directory: Path, *, json_out: bool) -> int:
-    """Continue the run in `directory` from its manifest."""
+def resume(directory: Path, *, json_out: bool, flags: dict[str, Any]) -> int:
+    """Continue the run in `directory` from its manifest; a budget counts anew."""
     manifest = RunDirectory.open(directory).manifest
     if "flows" not in manifest:
         raise RunDirectoryError(
             f"{directory} was started from Python with objects that no file names; continue it "
             "with halo.run(workflow, rows, out=DIR, resume=True)"
         )
-    config, _ = load_config(manifest["config"])
+    config, _ = load_config({**manifest["config"], **flags})
     with Session(config) as session:
         prepared = prepare(session, manifest["flows"], manifest["input"])
         return _execute(
@@ -61,7 +62,19 @@ def resume(directory: Path, *, json_out: bool) -> int:
 def prepare(session: Session, flows: list[str], rows: str) -> Prepared:
     """The planned batch of `flows`, each over the same rows."""
     row_set = read_rows(rows)
-    return session.prepare([(load_flow(flow), row_set) for flow in flows])
+    loaded = [load_flow(flow) for flow in flows]
+    try:
+        return session.prepare([(flow, row_set) for flow in loaded])
+    except HaloError:
+        raise
+    except Exception as error:
+        place = user_line(error)
+        if not place:
+            raise
+        raise WorkflowError(
+            f"{place}: {type(error).__name__}: {error} (while the workflow was traced: it runs "
+            "once, with lazy values, to record its plan)"
+        ) from error
 
 
 def _execute(
@@ -92,7 +105,7 @@ def _execute(
                 print(json.dumps(outcome.value, ensure_ascii=False))
     _say_end(result)
     if result.stopped:
-        return 130
+        return 4 if result.budget_reached else 130
     return 3 if result.errors else 0
 
 

@@ -8,8 +8,10 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
 
+from halo._siblings import SIBLINGS
 from halo.dsl.eager import eager_run
 from halo.dsl.lazy import Lazy, make
 from halo.dsl.lift import lift
@@ -98,7 +100,7 @@ class Workflow(Generic[P, R]):
             # Python's and pydantic's own refusals of a lazy value, such as str.join's.
             if "Lazy" not in str(error):
                 raise
-            place = _user_line(error) or self._place()
+            place = user_line(error) or self._place()
             raise WorkflowError(
                 f"{place}: a lazy value was used where its value is needed while workflow "
                 f"{self.name!r} is traced: {error}. Build texts with f-strings, and compute with "
@@ -123,9 +125,11 @@ class Workflow(Generic[P, R]):
             )
 
 
-def _user_line(error: BaseException) -> str:
-    """`file:line` of the innermost code that is neither a library's nor Python's."""
-    libraries = tuple({sysconfig.get_path(key) for key in ("stdlib", "purelib", "platlib")})
+def user_line(error: BaseException) -> str:
+    """`file:line` of the innermost code that is neither Halo's, nor a library's, nor Python's."""
+    home = Path(__file__).resolve().parents[2]
+    libraries = {sysconfig.get_path(key) for key in ("stdlib", "purelib", "platlib")}
+    libraries.update(str(home / package) for package in ("halo", *SIBLINGS))
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if not f.filename.startswith((*libraries, "<"))]
     return f"{own[-1].filename}:{own[-1].lineno}" if own else ""

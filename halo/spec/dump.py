@@ -182,7 +182,7 @@ _Dumper.add_representer(list, _list_node)
 
 def to_yaml(document: Mapping[str, Any]) -> str:
     """A document as YAML text, keys in the given order."""
-    text = yaml.dump(
+    text = cast(Any, yaml).dump(
         dict(document),
         Dumper=_Dumper,
         sort_keys=False,

@@ -66,7 +66,8 @@ async def create_backend(engine: str, model: str, clock: Clock, options: EngineO
     if engine == "simulated":
         from runtime.backends.simulated import SimulatedBackend
 
-        return SimulatedBackend(model, clock, seed=options.seed)
+        offered = describe_backend(engine, model, options)
+        return SimulatedBackend(model, clock, seed=options.seed, capabilities=offered)
     kind, _, address = engine.partition("=")
     if kind == "sglang":
         from runtime.backends import sglang_open
@@ -82,6 +83,16 @@ async def create_backend(engine: str, model: str, clock: Clock, options: EngineO
             steer=options.steer,
         )
     raise unknown_engine(engine)
+
+
+def default_model(engine: str, options: EngineOptions) -> str:
+    """The model of an engine that was given none: what its server serves. Raises `BackendError`."""
+    kind, _, address = engine.partition("=")
+    if kind == "sglang":
+        from runtime.backends import sglang_open
+
+        return sglang_open.find_servers(address, "", options.api_key)[0].models[0]
+    return "simulated"
 
 
 def unknown_engine(engine: str) -> BackendError:

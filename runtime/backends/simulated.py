@@ -30,7 +30,7 @@ _VERBS = ("follows", "crosses", "mirrors", "outlasts", "names", "feeds", "guards
 
 
 def describe(
-    max_in_flight: int = 16,
+    max_in_flight: int = 64,
     *,
     context_tokens: int = 131_072,
     prefix_cache: bool = True,

@@ -104,6 +104,14 @@ def test_run_leaves_a_directory_that_the_other_verbs_read(folder: Path) -> None:
     assert json.loads(again.stdout)["calls"]["engine_requests"] in ({}, {"simulated:simulated": 0})
 
 
+def test_an_exception_of_the_workflow_names_its_line(folder: Path) -> None:
+    (folder / "flow.py").write_text(FLOW.replace("lookup(question)", "lookup(question) + 1 / 0"))
+    done = run(folder)
+    assert done.returncode == 1
+    assert "flow.py:21: ZeroDivisionError" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_failing_row_ends_with_its_reason_and_exit_code_3(folder: Path) -> None:
     with (folder / "rows.jsonl").open("a") as rows:
         rows.write(json.dumps({"question": "a broken one"}) + "\n")
