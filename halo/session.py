@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
@@ -117,6 +117,9 @@ class Session:
         stats = estimate(logical, sources, _estimated_tokens)
         models = {op.model for op in logical.walk_all() if isinstance(op, ModelOp)}
         plan = place(logical, stats, {model: self._worker(model) for model in sorted(models)})
+        if not self.config.prefix_order:
+            in_order = {name: tuple(range(len(order))) for name, order in plan.row_order.items()}
+            plan = replace(plan, row_order=in_order)
         return Prepared(queries, tuple(q.traced.plan for q in queries), plan, stats, tools)
 
     def explain(
@@ -202,6 +205,9 @@ class Session:
             seed=self.config.seed,
             tenant=self.config.tenant,
             prime=self.config.prime,
+            share=self.config.share,
+            warm=self.config.warm,
+            overlap=self.config.overlap,
             budget=self.config.limits,
             out=Path(out) if out is not None else None,
             resume=resume,
@@ -219,6 +225,7 @@ class Session:
             elapsed_s=finished.elapsed_s,
             run_clock_s=finished.run_clock_s,
             cpu_s=finished.cpu_s,
+            warmed_tokens=finished.warmed_tokens,
             out=inputs.out,
             stopped=finished.stopped,
             budget_reached=finished.budget_reached,

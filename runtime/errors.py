@@ -22,6 +22,10 @@ class ContextOverflowError(BackendError):
     """A prompt and its answer do not fit the model's context; both numbers are in the message."""
 
 
+class PromptError(BackendError):
+    """This conversation cannot be put to this model; nothing was sent."""
+
+
 class TruncatedAnswerError(BackendError):
     """An answer ended before its end: a stream or body was cut, or never said why it stopped."""
 

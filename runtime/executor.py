@@ -140,6 +140,7 @@ class Executor:
         self._stride = max(plan.priority.values(), default=0) + 1
         self._active = 0
         self._started = False
+        self._started_s = 0.0
         self._wake: asyncio.Future[None] | None = None
 
     @property
@@ -186,6 +187,7 @@ class Executor:
         if self._started:
             raise InvariantError("an executor runs once; make another for another run")
         self._started = True
+        self._started_s = self._clock.now_s()
         # The store looks at them again whenever it commits.
         self._store.record_metrics(self._metrics)
         try:
@@ -279,11 +281,13 @@ class Executor:
         for name, position in zip(admission.queries, frame.scope.results, strict=True):
             failure = frame.failures.get(position) if frame.failures is not None else None
             if failure is None:
-                outcome = Outcome(name, admission.index, admission.key, frame.values[position])
+                value, error = frame.values[position], None
             elif failure.error is not None:
-                outcome = Outcome(name, admission.index, admission.key, None, failure.error)
+                value, error = None, failure.error
             else:
                 continue
+            ended_s = self._clock.now_s() - self._started_s
+            outcome = Outcome(name, admission.index, admission.key, value, error, ended_s)
             self._store.record_outcome(outcome)
             query = self._queries[name]
             query.outcomes.append(outcome)

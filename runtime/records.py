@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from asyncio import Future
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from costmodel.usage import OpMetrics, Usage
@@ -63,13 +63,15 @@ class RowError:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The one recorded end of a row in a query: a value, or an error with its reason."""
+    """The one recorded end of a row in a query: a value, or an error with its reason. `ended_s` is
+    when, in seconds of the run's clock since the run began; 0 for what was read from a journal."""
 
     query: str
     row_index: int
     row_key: str
     value: Json = None
     error: RowError | None = None
+    ended_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

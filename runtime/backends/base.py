@@ -104,6 +104,7 @@ class Capabilities:
         deterministic: whether equal greedy requests always give equal text.
         cache_tokens: prompt tokens that the prefix cache can hold; None when unknown.
         prime_tokens: shared tokens from which it pays to hold others back for the first.
+        warms: whether `Backend.warm` does anything.
         seeded: whether a seed decides what a sampled request draws.
     """
 
@@ -120,6 +121,7 @@ class Capabilities:
     cache_tokens: int | None = None
     prime_tokens: int = 64
     seeded: bool = True
+    warms: bool = False
     notes: tuple[str, ...] = field(default=())
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from runtime.backends.base import Message, Request
-from runtime.errors import BackendError
+from runtime.errors import PromptError
 
 _MARK = "\ue0f0{}\ue0f1"
 _MARKS = re.compile("\ue0f0([0-9]+)\ue0f1")
@@ -34,13 +34,13 @@ class ChatFormat:
 
     def __init__(self, folder: Path, *, backend: str) -> None:
         """Read `folder`: tokenizer.json, tokenizer_config.json, chat_template.jinja. Raises
-        `BackendError` when it has no chat template."""
+        `PromptError` when it has no chat template."""
         self._folder = folder
         self._backend = backend
         config = _json(folder / "tokenizer_config.json")
         template = _template(folder, config)
         if template is None:
-            raise BackendError(
+            raise PromptError(
                 f"{folder} has no chat template (chat_template.jinja, or chat_template in "
                 "tokenizer_config.json); this model cannot hold a conversation",
                 backend=backend,
@@ -96,7 +96,7 @@ class ChatFormat:
         """Tokens of plain text; None without the `tokenizers` package."""
         try:
             self._load_encoders()
-        except BackendError:
+        except PromptError:
             return None
         return len(self._data_encoder.encode(text, add_special_tokens=False).ids)
 
@@ -156,7 +156,7 @@ class ChatFormat:
                 **self._names,
             )
         except minijinja.TemplateError as error:
-            raise BackendError(
+            raise PromptError(
                 f"the chat template of {self._folder} refused the conversation: {error}",
                 backend=self._backend,
             ) from error
@@ -219,14 +219,14 @@ class ChatFormat:
         try:
             import tokenizers
         except ImportError as error:
-            raise BackendError(
+            raise PromptError(
                 "a document contains control tokens of the model, and only the package "
                 "`tokenizers` can encode them as text: pip install 'halo-flow[sglang]'",
                 backend=self._backend,
             ) from error
         path = self._folder / "tokenizer.json"
         if not path.is_file():
-            raise BackendError(
+            raise PromptError(
                 f"{self._folder} has no tokenizer.json, which is needed to encode control tokens "
                 "in documents as text",
                 backend=self._backend,

@@ -69,6 +69,7 @@ def capabilities_of(
         cache_tokens=info.cache_tokens,
         prime_tokens=PRIME_TOKENS,
         seeded=info.seeded,
+        warms=info.prefix_cache,
         notes=tuple(notes),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runtime.errors import BackendError, ContextOverflowError, EngineUnreachableError
+from runtime.errors import BackendError, ContextOverflowError, EngineUnreachableError, PromptError
 
 FAILURES_TO_OPEN = 8
 """Failures in a row, of the kind that another attempt may mend."""
@@ -44,7 +44,7 @@ class CircuitBreaker:
     def failed(self, error: BackendError, now_s: float) -> None:
         """A call failed. A row's own fault (a prompt that is too long) says nothing about the
         server; a server that is not there needs no second opinion."""
-        if isinstance(error, ContextOverflowError):
+        if isinstance(error, ContextOverflowError | PromptError):
             return
         if error.retryable:
             self._failures += 1

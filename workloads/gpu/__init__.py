@@ -1,0 +1,1 @@
+"""The comparison on an accelerator: model shapes, server, driver, evaluation."""
