@@ -61,7 +61,7 @@ class Lane:
             Priming(
                 concurrent_reuse=not capabilities.prime_prefix,
                 remembered_tokens=capabilities.cache_tokens or REMEMBERED_TOKENS,
-                worth_tokens=capabilities.prime_tokens,
+                worth_chars=round(capabilities.prime_tokens * capabilities.bytes_per_token),
             )
             if capabilities.prime_prefix or capabilities.prefix_cache
             else None

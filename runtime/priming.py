@@ -19,8 +19,9 @@ from costmodel.tokens import BYTES_PER_TOKEN
 from runtime.backends.base import Request
 
 BLOCK_CHARS = 128
-WORTH_TOKENS = 64
-"""A group is worth priming when it shares this many tokens that the engine does not have yet."""
+WORTH_CHARS = 256
+"""A group is worth priming when it shares this many characters that the engine does not have yet.
+"""
 
 REMEMBERED_TOKENS = 131_072
 """Prompt tokens that the engine is taken to keep. Too few costs a short hold, too many a prefill
@@ -64,13 +65,13 @@ class Priming:
         *,
         concurrent_reuse: bool,
         remembered_tokens: int = REMEMBERED_TOKENS,
-        worth_tokens: int = WORTH_TOKENS,
+        worth_chars: int = WORTH_CHARS,
     ) -> None:
         self.stats = PrimingStats()
         self._concurrent_reuse = concurrent_reuse
         self._cached = PrefixCache(remembered_tokens, BLOCK_CHARS // BYTES_PER_TOKEN)
         self._pending: dict[int, Prefill] = {}
-        self._worth_blocks = max(1, worth_tokens * BYTES_PER_TOKEN // BLOCK_CHARS)
+        self._worth_blocks = max(1, worth_chars // BLOCK_CHARS)
 
     def blocker(self, chain: list[int]) -> Prefill | None:
         """The prefill that a prompt should wait for, or None when it may go now."""

@@ -160,7 +160,7 @@ class RunHandle:
         if not self._inputs.warm:
             return []
         worth = {
-            name: engine.capabilities.prime_tokens
+            name: engine.capabilities.prime_tokens * engine.capabilities.bytes_per_token
             for name, engine in engines.items()
             if engine.capabilities.warms
         }

@@ -8,6 +8,7 @@ most engines have nothing better to do, and nobody waits.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from planner.logical import Choose, Generate, Prompt
 from planner.physical import PhysicalPlan
@@ -15,16 +16,15 @@ from planner.stats import PlanStats
 from runtime.backends.base import Message, Request
 from runtime.priming import prompt_text
 
-CHARS_PER_TOKEN = 4
 FEWEST_CALLS = 2
 
 
 def shared_prefixes(
-    plan: PhysicalPlan, stats: PlanStats, worth_tokens: dict[str, int]
+    plan: PhysicalPlan, stats: PlanStats, worth_chars: Mapping[str, float]
 ) -> list[tuple[str, Request]]:
     """For each worker, the literal prefixes that it pays to warm, as open-ended conversations.
 
-    `worth_tokens` is, by worker, the length from which sharing a prefix pays: a shorter one costs
+    `worth_chars` is, by worker, the length from which sharing a prefix pays: a shorter one costs
     less than the request that would warm it. Prefixes of other prefixes are left out.
     """
     found: dict[str, dict[str, Request]] = {}
@@ -32,13 +32,13 @@ def shared_prefixes(
         if not isinstance(op, Generate | Choose):
             continue
         worker = plan.worker_of(op)
-        if worker is None or not worker.prefix_cache or worker.name not in worth_tokens:
+        if worker is None or not worker.prefix_cache or worker.name not in worth_chars:
             continue
         if stats.of(op).calls < FEWEST_CALLS:
             continue
         messages = _literal_messages(op.system, op.prompt)
         n_chars = sum(len(m.content) for m in messages)
-        if n_chars < worth_tokens[worker.name] * CHARS_PER_TOKEN:
+        if n_chars < worth_chars[worker.name]:
             continue
         request = Request("", worker.model, messages, max_tokens=0)
         found.setdefault(worker.name, {})[prompt_text(request).rstrip("\n")] = request

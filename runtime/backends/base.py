@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from costmodel.tokens import BYTES_PER_TOKEN
 from costmodel.usage import Usage
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -104,6 +105,7 @@ class Capabilities:
         deterministic: whether equal greedy requests always give equal text.
         cache_tokens: prompt tokens that the prefix cache can hold; None when unknown.
         prime_tokens: shared tokens from which it pays to hold others back for the first.
+        bytes_per_token: UTF-8 bytes of prose in a token of this model.
         warms: whether `Backend.warm` does anything.
         seeded: whether a seed decides what a sampled request draws.
     """
@@ -120,6 +122,7 @@ class Capabilities:
     deterministic: bool = True
     cache_tokens: int | None = None
     prime_tokens: int = 64
+    bytes_per_token: float = BYTES_PER_TOKEN
     seeded: bool = True
     warms: bool = False
     notes: tuple[str, ...] = field(default=())

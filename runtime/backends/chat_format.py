@@ -13,15 +13,21 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+from costmodel.tokens import BYTES_PER_TOKEN
 from runtime.backends.base import Message, Request
 from runtime.errors import PromptError
 
 _MARK = "\ue0f0{}\ue0f1"
 _MARKS = re.compile("\ue0f0([0-9]+)\ue0f1")
 _FUEL = 5_000_000
+_PROSE = (
+    "The committee met in the spring to decide which of the two bridges should be repaired first. "
+    "Its members had read the reports, but they did not agree about the cost."
+)
 MAX_SKELETONS = 4096
 
 
@@ -87,6 +93,12 @@ class ChatFormat:
     def offers_tools(self) -> bool:
         """Whether the template shows tools to the model."""
         return "tools" in self._template
+
+    @cached_property
+    def bytes_per_token(self) -> float:
+        """Of English prose; the usual 4 where the tokenizer cannot be asked."""
+        tokens = self.count_tokens(_PROSE)
+        return BYTES_PER_TOKEN if not tokens else len(_PROSE) / tokens
 
     def without_control(self, text: str) -> str:
         """An answer without the model's own markup, for engines that were asked to keep it."""

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from costmodel.tokens import BYTES_PER_TOKEN
 from runtime.backends.base import Backend, Capabilities, Completion, Request
 from runtime.backends.chat_format import ChatFormat
 from runtime.backends.http_client import HttpClient
@@ -68,6 +69,7 @@ def capabilities_of(
         deterministic=False,  # batch shapes change the last bits of a bf16 product
         cache_tokens=info.cache_tokens,
         prime_tokens=PRIME_TOKENS,
+        bytes_per_token=BYTES_PER_TOKEN if template is None else template.bytes_per_token,
         seeded=info.seeded,
         warms=info.prefix_cache,
         notes=tuple(notes),

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from workloads.catalogue import named
-from workloads.compare import ABLATIONS, Bench, run_merged, run_one, with_count
+from workloads.compare import ABLATIONS, Bench, flush, run_merged, run_one, with_count
 from workloads.direct import chat_text
 from workloads.gpu.models import write_model
 from workloads.graph import Workload
@@ -172,6 +172,35 @@ def warm_up(url: str, count: int) -> None:
             list(pool.map(lambda i, n=n_chars: ask(f"{n}/{i}", n, 8), range(count)))
 
 
+def peak_rates(url: str, *, small: bool = False) -> dict[str, float]:
+    """The best that this server does: tokens per second of prefill alone, on long prompts that share
+    nothing, and of decoding in a full batch."""
+    n, n_chars, batch, n_tokens = (4, 256, 8, 8) if small else (16, 4096, 256, 64)
+
+    def ask(count: int, size: int, tokens: int) -> float:
+        flush([url])
+        body = {
+            "text": [words(f"peak/{i}/{size}/{tokens}", size) for i in range(count)],
+            "sampling_params": {"max_new_tokens": tokens, "temperature": 0.0, "ignore_eos": True},
+        }
+        request = urllib.request.Request(
+            f"{url}/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        started_s = time.perf_counter()
+        with urllib.request.urlopen(request, timeout=300) as answer:
+            answer.read()
+        return time.perf_counter() - started_s
+
+    ask(n, n_chars, 1)
+    prefill_s = min(ask(n, n_chars, 1) for _ in range(2))
+    begin_s = min(ask(batch, 64, 1) for _ in range(2))
+    decode_s = min(ask(batch, 64, n_tokens + 1) for _ in range(2)) - begin_s
+    return {
+        "prefill_tokens_per_s": round(n * n_chars / prefill_s),
+        "decode_tokens_per_s": round(batch * n_tokens / max(decode_s, 1e-6)),
+    }
+
+
 class Log:
     """Records as lines of a file, and a short line on the terminal."""
 
@@ -225,6 +254,8 @@ def run_stage(
     )
     if stage == "main":
         servers.ensure("plan")
+        for name, url in servers.urls.items():
+            log.write({"note": "peak", "model": name, **peak_rates(url, small=arguments.cpu)})
         systems = arguments.systems.split(",")
         for seed in seeds:
             for workload in workloads:
