@@ -1,5 +1,4 @@
-"""Tools and models by turns: what a runtime without overlap does. For measuring what overlap gives.
-"""
+"""Tools and models by turns: what a runtime without overlap does. For measuring what overlap gives."""
 
 from __future__ import annotations
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from planner.logical import Choose, Generate, Prompt
+from planner.logical import Choose, Generate, LogicalPlan, ModelOp, Op, Prompt, Sql, Tool
 from planner.physical import PhysicalPlan
 from planner.stats import PlanStats
 from runtime.backends.base import Message, Request
 from runtime.priming import prompt_text
 
-FEWEST_CALLS = 2
+FEWEST_CALLS = 4
 
 
 def shared_prefixes(
@@ -25,11 +25,13 @@ def shared_prefixes(
     """For each worker, the literal prefixes that it pays to warm, as open-ended conversations.
 
     `worth_chars` is, by worker, the length from which sharing a prefix pays: a shorter one costs
-    less than the request that would warm it. Prefixes of other prefixes are left out.
+    less than the request that would warm it. Prefixes of other prefixes are left out, and so are
+    those of operators that start with the rows: their first call is no later than a warm-up.
     """
     found: dict[str, dict[str, Request]] = {}
+    first = _first_calls(plan.logical)
     for op in plan.logical.walk_all():
-        if not isinstance(op, Generate | Choose):
+        if not isinstance(op, Generate | Choose) or op in first:
             continue
         worker = plan.worker_of(op)
         if worker is None or not worker.prefix_cache or worker.name not in worth_chars:
@@ -48,6 +50,20 @@ def shared_prefixes(
         for text, request in prefixes.items()
         if not any(other != text and other.startswith(text) for other in prefixes)
     ]
+
+
+def _first_calls(logical: LogicalPlan) -> set[Op]:
+    """The calls that wait for no other call: what rows begin with."""
+    later: set[Op] = set()
+    first: set[Op] = set()
+    for op in logical.walk():
+        waits = any(d in later for d in op.dependencies)
+        calls = isinstance(op, ModelOp | Tool | Sql) or bool(op.bodies)
+        if calls and not waits:
+            first.add(op)
+        if calls or waits:
+            later.add(op)
+    return first
 
 
 def _literal_messages(system: Prompt | None, prompt: Prompt) -> tuple[Message, ...]:

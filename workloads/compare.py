@@ -149,7 +149,9 @@ def _run_halo(
         "cached_tokens": usage["cached"],
         "warmed_tokens": result.warmed_tokens,
         "failed": len(result.errors),
-        "errors": [f"{o.error.type}: {o.error.message}"[:200] for o in result.errors[:3] if o.error],
+        "errors": [
+            f"{o.error.type}: {o.error.message}"[:200] for o in result.errors[:3] if o.error
+        ],
         "answers": digest([o.value for o in outcomes]),
     }
 
@@ -228,7 +230,9 @@ class ServerWatch:
         while not self._stop.wait(SAMPLE_S):
             for url in self._servers:
                 try:
-                    with urllib.request.urlopen(f"{url}/v1/loads?include=core", timeout=5) as answer:
+                    with urllib.request.urlopen(
+                        f"{url}/v1/loads?include=core", timeout=5
+                    ) as answer:
                         load = json.load(answer)["loads"][0]
                 except (OSError, ValueError):
                     continue
@@ -241,7 +245,9 @@ class ServerWatch:
         return {
             url: {
                 "samples": len(samples),
-                "idle_share": round(sum(r == 0 and w == 0 for r, w, _ in samples) / len(samples), 3),
+                "idle_share": round(
+                    sum(r == 0 and w == 0 for r, w, _ in samples) / len(samples), 3
+                ),
                 "mean_running": round(sum(r for r, _, _ in samples) / len(samples), 1),
                 "most_waiting": max(w for _, w, _ in samples),
                 "most_kv": round(max(k for _, _, k in samples), 3),

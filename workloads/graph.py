@@ -118,9 +118,7 @@ class Recorder(Ops):
     ) -> Any:
         parts = _split(prompt)
         inputs = tuple(p for p in parts if isinstance(p, int))
-        return self._add(
-            Node("llm", name, inputs, model, system, parts, max_tokens)
-        )
+        return self._add(Node("llm", name, inputs, model, system, parts, max_tokens))
 
     def sql(self, text: str, **params: Any) -> Any:
         # Halo sorts parameters; the order makes no difference to the query.

@@ -50,7 +50,9 @@ def debate(ops: Ops, context: Any, question: Any) -> Any:
     calls."""
     case = _case(context, question)
     first = [
-        ops.llm(BIG, f"{case}Answer as {role}.", system=EXPERT_SYSTEM, max_tokens=32, name=f"open{i}")
+        ops.llm(
+            BIG, f"{case}Answer as {role}.", system=EXPERT_SYSTEM, max_tokens=32, name=f"open{i}"
+        )
         for i, role in enumerate(ROLES[:3])
     ]
     second = [

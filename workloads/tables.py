@@ -44,7 +44,7 @@ CREATE TABLE pages AS SELECT i AS page_id, {_text("'w' || i", 2)} AS title,
   (['en', 'en', 'en', 'fr', 'de', 'es'])[1 + CAST(hash('l' || i) % 6 AS INTEGER)] AS in_language,
   DATE '2020-01-01' + CAST(hash('m' || i) % 2000 AS INTEGER) AS date_modified FROM range(6000) r(i);
 """
-TPCH = f"""
+TPCH = """
 CREATE TABLE region AS SELECT * FROM (VALUES (0, 'AFRICA'), (1, 'AMERICA'), (2, 'ASIA'),
   (3, 'EUROPE'), (4, 'MIDDLE_EAST')) t(r_regionkey, r_name);
 CREATE TABLE nation AS SELECT i AS n_nationkey, 'NATION_' || i AS n_name, i % 5 AS n_regionkey

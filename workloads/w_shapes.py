@@ -26,7 +26,14 @@ def _role(name: str, task: str) -> str:
 
 
 def _step(
-    ops: Ops, name: str, model: str, task: str, question: Any, *, answer: int = ANSWER, **inputs: Any
+    ops: Ops,
+    name: str,
+    model: str,
+    task: str,
+    question: Any,
+    *,
+    answer: int = ANSWER,
+    **inputs: Any,
 ) -> Any:
     prompt = f"Question: {question}\n"
     for label, value in inputs.items():
@@ -181,7 +188,13 @@ def wiki_bridge(ops: Ops, uq: Any) -> Any:
     a1 = _step(ops, "a1", BIG, "Name the open points.", uq, summary=a0)
     a2 = _step(ops, "a2", BIG, "Settle the open points.", uq, points=a1)
     b1 = _step(
-        ops, "b1", SMALL, "Classify the points.", uq, points=a1, categories=ops.http("categories", uq)
+        ops,
+        "b1",
+        SMALL,
+        "Classify the points.",
+        uq,
+        points=a1,
+        categories=ops.http("categories", uq),
     )
     b2 = _step(ops, "b2", SMALL, "Choose a class.", uq, classes=b1)
     c1 = _step(
@@ -293,7 +306,13 @@ def tpch_fanout(ops: Ops, uq: Any) -> Any:
     q1 = _step(ops, "q1", BIG, "Brief on discounts.", uq, bands=ops.sql(BANDS, p=p))
     h0 = _step(ops, "h0", SMALL, "Brief on what is usual.", uq)
     h1 = _step(ops, "h1", SMALL, "Brief on what may go wrong.", uq)
-    briefs = {"nations_brief": q5, "segments_brief": q3, "discounts_brief": q1, "usual": h0, "risk": h1}
+    briefs = {
+        "nations_brief": q5,
+        "segments_brief": q3,
+        "discounts_brief": q1,
+        "usual": h0,
+        "risk": h1,
+    }
     again5 = _step(ops, "again5", SMALL, "Check the nations.", uq, **briefs, **four())
     again1 = _step(
         ops, "again1", BIG, "Check the discounts.", uq, **briefs, bands=ops.sql(BANDS, p=p)
@@ -350,7 +369,9 @@ def _popular(seed: int, i: int, pool: int) -> int:
 
 BOTH = (BIG, SMALL)
 W1 = Workload("w1", "IMDb diamond", ("uq",), imdb_diamond, movie_questions, 48, "imdb", BOTH)
-W2 = Workload("w2", "IMDb triple chain", ("uq",), imdb_triple_chain, movie_questions, 48, "imdb", BOTH)
+W2 = Workload(
+    "w2", "IMDb triple chain", ("uq",), imdb_triple_chain, movie_questions, 48, "imdb", BOTH
+)
 W3 = Workload("w3", "wiki long chain", ("uq",), wiki_long_chain, wiki_titles, 40, "wiki", BOTH)
 W4 = Workload("w4", "wiki bridge", ("uq",), wiki_bridge, wiki_titles, 48, "wiki", BOTH)
 W5 = Workload("w5", "TPC-H trident", ("uq",), tpch_trident, tpch_questions, 96, "tpch", BOTH)

@@ -66,9 +66,7 @@ class ChatFormat:
             if self.control_tokens
             else None
         )
-        self._adds_bos = bool(
-            _adds_bos(tokenizer) and self._names["bos_token"]
-        )
+        self._adds_bos = bool(_adds_bos(tokenizer) and self._names["bos_token"])
         self._skeletons: dict[Any, list[str]] = {}
         self._environment: Any = None
         self._markup_encoder: Any = None
@@ -119,9 +117,7 @@ class ChatFormat:
         template."""
         messages = request.messages
         shape = (
-            tuple(
-                (m.role, m.name, m.tool_call_id, m.tool_calls, not m.content) for m in messages
-            ),
+            tuple((m.role, m.name, m.tool_call_id, m.tool_calls, not m.content) for m in messages),
             request.tools,
         )
         skeleton = self._skeletons.get(shape)

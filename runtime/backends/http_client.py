@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import contextmanager
@@ -58,9 +57,7 @@ class HttpClient:
                 return await self._body(response, route)
         raise AssertionError  # `_faults` never swallows
 
-    async def stream(
-        self, route: str, payload: Any
-    ) -> AsyncGenerator[dict[str, Any] | None, None]:
+    async def stream(self, route: str, payload: Any) -> AsyncGenerator[dict[str, Any] | None, None]:
         """The events of a POST as JSON objects, and None for the mark that ends a stream.
 
         A connection that closes properly ends the generator whether or not the mark was seen: the
@@ -96,9 +93,7 @@ class HttpClient:
             except ValueError as error:
                 raise not_an_answer(self.url + route, body, backend=self._backend) from error
 
-    def _request(
-        self, method: str, route: str, payload: Any, timeout_s: float | None
-    ) -> Any:
+    def _request(self, method: str, route: str, payload: Any, timeout_s: float | None) -> Any:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
@@ -165,7 +160,7 @@ class HttpClient:
             raise TruncatedAnswerError(
                 f"the answer of {url} was cut off: {error}", backend=self._backend, retryable=True
             ) from error
-        except (asyncio.TimeoutError, TimeoutError) as error:
+        except TimeoutError as error:
             raise EngineUnreachableError(
                 f"{url} did not answer within {self.timeout_s:g} s",
                 backend=self._backend,

@@ -305,8 +305,7 @@ class SglangBackend(Backend):
         return True
 
     async def flush_cache(self) -> None:
-        """Empty the radix cache. Refused by the server while requests run: raises `BackendError`.
-        """
+        """Empty the radix cache. Refused by the server while requests run: raises `BackendError`."""
         await self._http.post_text("/flush_cache", {}, timeout_s=CONTROL_TIMEOUT_S)
 
     async def release_memory(self, tags: Sequence[str] = ("kv_cache", "weights")) -> None:
@@ -339,9 +338,7 @@ class SglangBackend(Backend):
 
     async def unload_adapter(self, name: str) -> None:
         await self._control("/unload_lora_adapter", {"lora_name": name})
-        self.info = replace(
-            self.info, adapters=tuple(a for a in self.info.adapters if a != name)
-        )
+        self.info = replace(self.info, adapters=tuple(a for a in self.info.adapters if a != name))
 
     async def _control(self, route: str, body: dict[str, Any]) -> None:
         answer: Any = await self._http.post(route, body, timeout_s=CONTROL_TIMEOUT_S)

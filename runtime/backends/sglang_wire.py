@@ -124,9 +124,7 @@ def read_answer(document: Mapping[str, Any], url: str) -> Answer | None:
         )
     details: Any = facts.get("cached_tokens_details") or {}
     try:
-        usage = Usage(
-            int(facts["prompt_tokens"]), int(facts["completion_tokens"]), _cached(facts)
-        )
+        usage = Usage(int(facts["prompt_tokens"]), int(facts["completion_tokens"]), _cached(facts))
     except (KeyError, TypeError, ValueError) as error:
         raise not_an_answer(url, str(document), backend=NAME) from error
     return Answer(

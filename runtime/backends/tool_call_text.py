@@ -60,9 +60,7 @@ def _calls(text: str, names: set[str]) -> list[tuple[str, str]]:
         arguments = fields.get("arguments", fields.get("parameters"))
         if not isinstance(name, str) or name not in names or arguments is None:
             return []
-        calls.append(
-            (name, arguments if isinstance(arguments, str) else json.dumps(arguments))
-        )
+        calls.append((name, arguments if isinstance(arguments, str) else json.dumps(arguments)))
     return calls
 
 

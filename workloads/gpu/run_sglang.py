@@ -50,11 +50,21 @@ GPU_FLAGS = {
     "1b": ["--mem-fraction-static", "0.80", "--cuda-graph-max-bs-decode", "256"],
 }
 MAX_KV_TOKENS = {"8b": 250_000, "1b": 250_000}
-CPU_FLAGS = (
-    "--device cpu --attention-backend torch_native --disable-overlap-schedule "
-    "--cuda-graph-backend-decode disabled --cuda-graph-backend-prefill disabled "
-    "--max-total-tokens 65536 --max-running-requests 64"
-).split()
+CPU_FLAGS = [
+    "--device",
+    "cpu",
+    "--attention-backend",
+    "torch_native",
+    "--disable-overlap-schedule",
+    "--cuda-graph-backend-decode",
+    "disabled",
+    "--cuda-graph-backend-prefill",
+    "disabled",
+    "--max-total-tokens",
+    "65536",
+    "--max-running-requests",
+    "64",
+]
 READY_S = 240.0
 HERE = Path(__file__).parent
 
