@@ -31,7 +31,7 @@ from planner.physical import PhysicalPlan, Worker, place
 from planner.stats import PlanStats, estimate
 from planner.verify import verify
 from runtime.backends.base import Backend
-from runtime.backends.create import EngineOptions, create_backend, describe_backend
+from runtime.backends.create import EngineOptions, create_backend, default_model, describe_backend
 from runtime.clock import new_event_loop, wall_s
 from runtime.errors import BackendError
 from runtime.executor import Progress
@@ -129,6 +129,9 @@ class Session:
         models = {op.model for op in logical.walk_all() if isinstance(op, ModelOp)}
         workers = {model: self._workers(model) for model in sorted(models)}
         plan = place(logical, stats, {model: those[0] for model, those in workers.items()})
+        if not self.config.prefix_order:
+            in_order = {name: tuple(range(len(order))) for name, order in plan.row_order.items()}
+            plan = replace(plan, row_order=in_order)
         scheduled = self._schedule(plan, stats, workers)
         if scheduled is not None:
             plan = scheduled.physical
@@ -247,6 +250,9 @@ class Session:
             seed=self.config.seed,
             tenant=self.config.tenant,
             prime=self.config.prime,
+            share=self.config.share,
+            warm=self.config.warm,
+            overlap=self.config.overlap,
             budget=self.config.limits,
             out=Path(out) if out is not None else None,
             resume=resume,
@@ -266,6 +272,7 @@ class Session:
             elapsed_s=finished.elapsed_s,
             run_clock_s=finished.run_clock_s,
             cpu_s=finished.cpu_s,
+            warmed_tokens=finished.warmed_tokens,
             out=inputs.out,
             stopped=finished.stopped,
             budget_reached=finished.budget_reached,
@@ -357,8 +364,10 @@ class Session:
             from runtime.models.choice import choose_default
 
             name, self._choice_warning = choose_default()
+        elif not name:
+            name = default_model(self.config.engine, self._engine_options())
         self._default_model = self._default_model or name
-        return name or "simulated"
+        return name
 
     def _workers(self, model: str) -> list[Worker]:
         """The workers of a model: one for each engine that the session has."""
@@ -383,9 +392,15 @@ class Session:
 
     def _worker(self, model: str, engine: str) -> Worker:
         name = self._model(model)
-        offered = describe_backend(engine, name, self._engine_options())
+        worker = f"{engine}:{name}"
+        opened = self._engines.get(worker)
+        offered = (
+            describe_backend(engine, name, self._engine_options())
+            if opened is None
+            else opened.capabilities
+        )
         return Worker(
-            name=f"{engine}:{name}",
+            name=worker,
             engine=engine,
             model=name,
             max_in_flight=offered.max_in_flight,
@@ -402,6 +417,12 @@ class Session:
             max_in_flight=self.config.max_in_flight,
             exact=self.config.exact,
             announce=announce,
+            api_key=self.config.api_key.get_secret_value(),
+            tokenizer=self.config.tokenizer,
+            tenant=self.config.tenant,
+            steer=self.config.steer,
+            requests_per_minute=self.config.requests_per_minute,
+            tokens_per_minute=self.config.tokens_per_minute,
         )
 
     def _manifest_config(self) -> dict[str, Json]:
