@@ -38,6 +38,7 @@ class RunResult:
     elapsed_s: float
     run_clock_s: float
     cpu_s: float
+    warmed_tokens: int
     out: Path | None = None
     stopped: str = ""
     budget_reached: bool = False

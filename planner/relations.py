@@ -218,11 +218,13 @@ class Collect(Relation):
 class Flatten(Relation):
     """One row for each element of a list, in order. Inputs: the rows; the list; values that every
     element's row carries along. `columns`: the name of the element, then one for each carried
-    value. An empty list has no rows; null is an empty list; another value fails the row. `position`
-    names a further column with the element's index from 0, unless it is empty."""
+    value. An empty list has no rows, and neither has null, unless `null_fails`; another value fails
+    the row. `position` names a further column with the element's index from 0, unless it is
+    empty."""
 
     columns: tuple[str, ...] = ()
     position: str = ""
+    null_fails: bool = False
 
     @property
     def carried(self) -> tuple[tuple[str, Op], ...]:
