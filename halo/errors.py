@@ -73,8 +73,9 @@ __all__ = [
     "ProfileError",
     "RunDirectoryError",
     "RunLockedError",
-from costmodel.errors import HaloError, ProfileError, SimulationError
-from halo.sql.errors import SqlError, SqlRefusedError
+    "SimulationError",
+    "SqlError",
+    "SqlRefusedError",
     "ToolError",
     "ToolTimeoutError",
     "ValueTypeError",
