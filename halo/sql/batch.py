@@ -24,7 +24,7 @@ from halo.sql.errors import SqlError, nearest
 from halo.sql.results import QueryResult, RowFailure
 from halo.sql.statements import Statement, read_batch
 from planner.explain import explain_physical
-from planner.logical import Effect
+from planner.logical import Effect, SqlRows
 from runtime.sql_session import SqlSession
 from runtime.tools import ToolSpec
 
@@ -117,7 +117,22 @@ class SqlBatch:
     def _prepare(self, compiled: Sequence[Compiled]) -> Prepared | None:
         if not compiled:
             return None
-        return self._session.prepare([(each, _NO_ROWS) for each in compiled])
+        return self._session.prepare(
+            [(each, _NO_ROWS) for each in compiled], count_rows=self._count_rows
+        )
+
+    def _count_rows(self, op: SqlRows) -> int | None:
+        """Rows of a harvest that waits for no answer: DuckDB counts them while planning, so that
+        EXPLAIN knows how many calls there are to make."""
+        import duckdb
+
+        if op.tables or op.into or not op.read_only or op.after:
+            return None
+        try:
+            counted = self.database.planning.sql(f"SELECT count(*) FROM ({op.text})").fetchall()
+        except duckdb.Error:
+            return None  # it will fail, and say why, when it runs
+        return int(counted[0][0])
 
     @property
     def warnings(self) -> list[str]:
@@ -223,6 +238,7 @@ class SqlBatch:
             rules=self._rules,
             knows_model=lambda name: True,
             check_model=self._check_model,
+            context_tokens=self._session.context_tokens,
             workflows={flow.name: flow for flow in self._options.workflows},
             tools=self._tools(),
             aggregates=_aggregates(),
