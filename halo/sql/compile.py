@@ -113,8 +113,8 @@ class Setting:
     tools: Mapping[str, ToolSpec] = field(default_factory=dict[str, ToolSpec])
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     aggregates: frozenset[str] = frozenset()
-    written: dict[str, Op] = field(default_factory=dict[str, Op])
-    """Tables that earlier statements write, and the operators that do."""
+    written: set[str] = field(default_factory=set[str])
+    """Tables that earlier statements write."""
 
 
 def compile_statement(statement: Statement, setting: Setting) -> Compiled:
@@ -164,17 +164,10 @@ class _Compiler:
         statement = self._statement
         reads = tables_in(text)
         inputs = tuple(self._tables[name] for name in reads)
-        after = tuple(
-            dict.fromkeys(
-                op
-                for name, op in self._setting.written.items()
-                if statement.kind != "select" or name in text.lower()
-            )
-        )
         if statement.kind == "select":
             return SqlRows(
                 inputs, text=text, columns=("rows",), tables=reads, into=statement.name,
-                after=after, label=statement.name,
+                label=statement.name,
             )  # fmt: skip
         whole = statement.tree.copy()
         inner = whole.this if statement.kind == "copy" else whole
@@ -184,10 +177,10 @@ class _Compiler:
             whole.set("expression", tree)
         op = SqlRows(
             inputs, text=whole.sql("duckdb"), columns=("rows",), tables=reads, read_only=False,
-            after=after, label=statement.name,
+            label=statement.name,
         )  # fmt: skip
         if statement.target:
-            self._setting.written[statement.target] = op
+            self._setting.written.add(statement.target)
             self._stub(statement.target, text)
         return op
 
@@ -280,13 +273,7 @@ class _Compiler:
 
     def _rows(self, harvest: Harvest) -> SqlRows:
         inputs = tuple(self._tables[name] for name in harvest.reads)
-        lower = harvest.text.lower()
-        after = tuple(
-            dict.fromkeys(op for name, op in self._setting.written.items() if name in lower)
-        )
-        return SqlRows(
-            inputs, text=harvest.text, columns=harvest.columns, tables=harvest.reads, after=after
-        )
+        return SqlRows(inputs, text=harvest.text, columns=harvest.columns, tables=harvest.reads)
 
     def use_tool(self, tool: ToolSpec) -> None:
         """The plan calls `tool`."""
@@ -310,7 +297,8 @@ class _Compiler:
             return self._workflow(spec, args)
         if spec.function in ("AI_EMBED", "AI_CHUNKS"):
             return self._tool(spec, args)
-        key = f"{spec.function}:{spec_digest(spec)}"
+        # A sampled call is shared within its statement and not beyond.
+        key = f"{self._statement.name}/{spec.function}:{spec_digest(spec)}"
         context = self._setting.context_tokens(model or spec.model)
         return answer_op(spec, args, model=model, key=key, context_tokens=context)
 

@@ -121,6 +121,12 @@ class Lifter:
                 raise self._error(
                     "S104", each, f"{function.name} has a positional argument after a named one"
                 )
+            elif isinstance(each, exp.Distinct):
+                raise self._error(
+                    "S205", each,
+                    f"{function.name}(DISTINCT ...) is not supported; select the distinct texts in "
+                    "a subquery",
+                )  # fmt: skip
             elif isinstance(each, exp.Order):
                 order = each
                 given.append(each.this)
@@ -518,12 +524,7 @@ class _Reader:
     def _aggregate(self, common: dict[str, Any], task: str) -> CallSpec:
         if common.get("per_row"):
             raise self._error("S103", self._options["sample"], "an aggregate has no rows to sample")
-        first = self._given[0]
-        if isinstance(first, exp.Distinct):
-            raise self._error(
-                "S205", first, "AI_AGG(DISTINCT ...) is not supported; use a subquery"
-            )
-        self._args = [first]
+        self._args = [self._given[0]]
         return CallSpec(**{**common, "function": "AI_AGG", "segments": (0,), "task": task})
 
     def _ai_run(self, common: dict[str, Any]) -> CallSpec:

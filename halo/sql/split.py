@@ -109,8 +109,8 @@ class _Block:
     conditions: list[Any]
     grouped: bool = False
     pending: list[Call] = field(default_factory=list[Call])
-    answered: dict[tuple[CallSpec, tuple[str, ...]], str] = field(
-        default_factory=dict[tuple[CallSpec, "tuple[str, ...]"], str]
+    answered: dict[tuple[CallSpec, tuple[str, ...]], tuple[str, ...]] = field(
+        default_factory=dict[tuple[CallSpec, "tuple[str, ...]"], "tuple[str, ...]"]
     )
 
 
@@ -121,6 +121,7 @@ class Splitter:
         self._host = host
         self._lifter = lifter
         self._root: Any = None
+        self._sampled: dict[CallSpec, tuple[str, ...]] = {}
 
     def split(self, tree: Any) -> Any:
         """The statement with every call replaced by a look-up. Raises `SqlError`."""
@@ -312,10 +313,17 @@ class Splitter:
         identity = (call.spec, tuple(key.sql("duckdb") for key in keys))
         known = block.answered.get(identity)
         if known is None or call.spec.per_row:
-            known = self._harvest(block, call, keys, frame)
+            known = (*self._earlier(call.spec), self._harvest(block, call, keys, frame))
             if frame.lasting:
                 block.answered[identity] = known
+            if call.spec.temperature > 0 and not call.spec.per_row:
+                self._sampled[call.spec] = known
         self._substitute(call, keys, known, frame)
+
+    def _earlier(self, spec: CallSpec) -> tuple[str, ...]:
+        """Answer tables of the same sampled call in this statement: within a statement a call is a
+        function of its arguments, so inputs that have an answer are not asked about again."""
+        return () if spec.per_row else self._sampled.get(spec, ())
 
     def _lift(self, node: Any) -> Call:
         call = self._lifter.lift(node)
@@ -369,12 +377,17 @@ class Splitter:
             inner.append("expressions", exp.alias_(window, NUMBER))
             extra = [NUMBER]
         order = _prompt_order(call.spec, len(keys))
-        query = self._wrap(inner, columns, extra, order, frame)
+        query = self._wrap(inner, columns, extra, order, self._earlier(call.spec))
         harvest = self._bound(block, query, call)
         return self._host.answer(call, Harvest(harvest, (*columns, *extra), tables_in(harvest)))
 
     def _wrap(
-        self, inner: Any, columns: list[str], extra: list[str], order: list[int], frame: _Frame
+        self,
+        inner: Any,
+        columns: list[str],
+        extra: list[str],
+        order: list[int],
+        answered: tuple[str, ...],
     ) -> Callable[[Any], Any]:
         """What makes the harvest of `inner`, or of a query that gives the same columns."""
 
@@ -389,6 +402,14 @@ class Splitter:
                 query = query.where(
                     exp.Not(this=exp.Is(this=exp.column(name), expression=exp.null())), copy=False
                 )
+            for table in answered:
+                same = [
+                    exp.EQ(this=exp.column(c, table), expression=exp.column(c, "halo_h"))
+                    for c in columns
+                ]
+                found = exp.select(exp.Literal.number(1)).from_(_table(table), copy=False)
+                found.where(*same, copy=False)
+                query.where(exp.Not(this=exp.Exists(this=found)), copy=False)
             return query.order_by(*(exp.column(columns[i]) for i in order), *extra, copy=False)
 
         wrap.inner = inner  # type: ignore[attr-defined]
@@ -466,16 +487,24 @@ class Splitter:
 
     # --- substitution ----------------------------------------------------------------------------
 
-    def _substitute(self, call: Call, keys: list[Any], table: str, frame: _Frame) -> None:
+    def _substitute(
+        self, call: Call, keys: list[Any], tables: tuple[str, ...], frame: _Frame
+    ) -> None:
+        table = tables[-1]
+        source: Any = _table(table)
+        if len(tables) > 1:
+            table = "halo_a"
+            parts = [exp.select("*").from_(_table(each), copy=False) for each in tables]
+            source = exp.Subquery(
+                this=exp.union(*parts, distinct=False, copy=False), alias=exp.to_identifier(table)
+            )
         where = [
             exp.EQ(this=exp.column(f"{KEY}{i}", table, quoted=False), expression=key.copy())
             for i, key in enumerate(keys)
         ]
         value: Any = exp.column(VALUE, table)
         if call.on_error == "detail":
-            message = exp.Dot(
-                this=exp.column(ERROR, table), expression=exp.to_identifier("message")
-            )
+            message = exp.column(ERROR, table)
             value = exp.Struct(
                 expressions=[
                     exp.PropertyEQ(this=exp.to_identifier("value"), expression=value),
@@ -493,7 +522,7 @@ class Splitter:
                 expressions=[exp.PropertyEQ(this=exp.to_identifier("v"), expression=value)]
             )
         lookup: Any = exp.Subquery(
-            this=exp.select(value).from_(_table(table), copy=False).where(*where, copy=False)
+            this=exp.select(value).from_(source, copy=False).where(*where, copy=False)
         )
         if frame.checked:
             missing = exp.or_(*(exp.Is(this=key.copy(), expression=exp.null()) for key in keys))
@@ -1274,7 +1303,9 @@ def _place_of(reason: str, text: str, default: int) -> int:
     """Where in the text the name that a binder error talks about stands."""
     import re
 
-    for name in re.findall(r'"([^"]+)"', reason.partition("LINE ")[0]):
+    said = reason.partition("LINE ")[0]
+    names = re.findall(r"with name (\S+) does not exist", said) + re.findall(r'"([^"]+)"', said)
+    for name in names:
         found = re.search(rf"(?<![\w]){re.escape(name)}(?![\w])", text, re.IGNORECASE)
         if found:
             return found.start()

@@ -230,7 +230,7 @@ def _bind(statements: Sequence[Statement], parameters: Mapping[str, Any], text: 
             name = node.name
             if not name or name.isdigit() or name not in parameters:
                 known = ", ".join(f"${each}" for each in parameters) or "none"
-                what = f"${name}" if name and not name.isdigit() else "a positional parameter"
+                what = f"${name}" if name.isidentifier() else "a positional parameter"
                 raise SqlError(
                     "S004",
                     f"statement {statement.number} names {what}; the parameters given are: {known}."
