@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from halo.flow import Flow, Traced
+from halo.sql import label_join
 from halo.sql.calls import Call, CallSpec
 from halo.sql.cascade import cascade_rows
 from halo.sql.errors import SqlError
@@ -235,19 +236,23 @@ class _Compiler:
         numbered = NUMBER in harvest.columns
         source: Relation = rows
         keys: list[Op] = [Column((rows,), name) for name in harvest.columns]
-        if spec.cascade is not None:
-            value, source, keys = cascade_rows(spec, rows, harvest.columns, self)
-        else:
-            value = self._value(spec, args)
         key_type = "VARCHAR[]" if spec.is_aggregate else "VARCHAR"
         types = [*(key_type for _ in keys), spec.type, "VARCHAR"]
         if numbered:
             types[len(keys) - 1] = "BIGINT"
-        if call.on_error == "fail":
-            outcome: tuple[Op, Op] = (value, Const.of(None))
+        outcome: tuple[Op, Op]
+        if call.joins and label_join.RULE in self.rules and label_join.applies(spec, call.on_error):
+            source, keys, *both = label_join.labelled_pairs(spec, rows, harvest.columns, self)
+            outcome = both[0], both[1]
         else:
+            if spec.cascade is not None:
+                value, source, keys = cascade_rows(spec, rows, harvest.columns, self)
+            else:
+                value = self._value(spec, args)
             detail = Recover((value,), detail=True)
             outcome = Field((detail,), "value"), Field((detail,), "error")
+            if call.on_error == "fail":
+                outcome = value, Const.of(None)
         answers = Collect(
             (source, *keys, *outcome), (*harvest.columns, VALUE, ERROR), tuple(types),
             label=spec.label,

@@ -307,6 +307,7 @@ class Splitter:
     def _one(self, block: _Block, clause: str, root: Any, node: Any) -> None:
         """Answer one call and put a look-up in its place."""
         call = self._lift(node)
+        call.joins = clause == "join"
         frame = self._frame(block, clause, root, call)
         self._check_arguments(call, frame)
         keys = self._keys(call)
