@@ -325,19 +325,18 @@ class SqlBatch:
         import json
         from dataclasses import asdict
 
-        from runtime.atomic_file import write_atomically
+        from runtime.atomic_file import replaced_path, replaced_text
 
         folder = out / "results"
         folder.mkdir(exist_ok=True)
         for result in results:
             if result.written is None:
-                result.write(folder / f"{result.name}.parquet")
-        lines = [
-            json.dumps(asdict(failure), ensure_ascii=False) + "\n"
-            for result in results
-            for failure in result.errors
-        ]
-        write_atomically(out / "halo_errors.jsonl", "".join(lines).encode())
+                with replaced_path(folder / f"{result.name}.parquet") as aside:
+                    result.write(aside, "parquet")
+        with replaced_text(out / "halo_errors.jsonl") as file:
+            for result in results:
+                for failure in result.errors:
+                    file.write(json.dumps(asdict(failure), ensure_ascii=False) + "\n")
 
 
 def _parts(compiled: Sequence[Compiled]) -> list[list[Compiled]]:

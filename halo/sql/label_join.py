@@ -32,8 +32,8 @@ MAX_LABELS = 40
 """Candidates in one prompt; more are asked about in further calls."""
 _CANDIDATE = "[candidate]"
 _SYSTEM = (
-    f"The question has {_CANDIDATE} in the place of a candidate. List the numbers of the candidates "
-    "for which the answer is yes, counted from 1; none, one or several."
+    f"The question has {_CANDIDATE} in the place of a candidate. List the numbers of the "
+    "candidates for which the answer is yes, counted from 1; none, one or several."
 )
 
 
@@ -64,8 +64,8 @@ def labelled_pairs(
     grouped = replace(
         rows,
         text=(
-            f"SELECT {left}, list({right} ORDER BY {right}) AS labels FROM (SELECT {left}, {right}, "
-            f"row_number() OVER (PARTITION BY {left} ORDER BY {right}) AS n FROM ({rows.text})) "
+            f"SELECT {left}, list({right} ORDER BY {right}) AS labels FROM (SELECT {left}, {right},"
+            f" row_number() OVER (PARTITION BY {left} ORDER BY {right}) AS n FROM ({rows.text})) "
             f"GROUP BY {left}, (n - 1) // {MAX_LABELS} ORDER BY {left}, min(n)"
         ),
         columns=(left, "labels"),

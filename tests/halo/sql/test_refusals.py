@@ -99,9 +99,12 @@ def test_refused_statements_are_told_from_wrong_ones(session: Session) -> None:
 
 
 def test_unknown_models_and_rules_are_named(database: Path) -> None:
-    with Session(engine="simulated", db=database) as session:
-        with pytest.raises(SqlError, match=r"S005.*limit-harvest"):
-            SqlBatch("SELECT 1", session, SqlOptions(off=["limit-harvst"]))
+    options = SqlOptions(off=["limit-harvst"])
+    with (
+        Session(engine="simulated", db=database) as session,
+        pytest.raises(SqlError, match=r"S005.*limit-harvest"),
+    ):
+        SqlBatch("SELECT 1", session, options)
 
 
 def test_a_batch_that_is_refused_has_asked_nothing(session: Session) -> None:
