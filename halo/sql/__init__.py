@@ -1,7 +1,7 @@
 """SQL with AI functions: from text to the logical plan, and back to rows.
 
-The package is also the function `halo.sql(text, ...)` of `halo.dsl.sql`: importing a part of it makes
-Python bind the name `halo.sql` to the package, and users write `halo.sql(...)` all the same.
+The package is also the function `halo.sql(text, ...)` of `halo.dsl.sql`: importing a part of it
+makes Python bind the name `halo.sql` to the package, and users write `halo.sql(...)` all the same.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ class QueryResult(Sequence[dict[str, Any]]):
             raise HaloError(f"no format {format!r}; the formats are: {', '.join(_COPY)}")
         if self.written is not None:
             raise HaloError(f"{self.name} has written its rows and has none to export")
-        path = Path(self.database.scratch.name) / f"{self.name}.{format}"
+        path = self.database.scratch / f"{self.name}.{format}"
         cursor = self.database.reading.cursor()
         try:
             cursor.execute(
