@@ -17,6 +17,8 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="Local models: list, pull, remove.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+engine_app = typer.Typer(help="Servers: start one.", no_args_is_help=True)
+app.add_typer(engine_app, name="engine")
 trace_app = typer.Typer(help="Traces of tool-using agents.", no_args_is_help=True)
 app.add_typer(trace_app, name="trace")
 
@@ -256,6 +258,63 @@ def models_remove(name: str) -> int:
     from halo.cli import models as verb
 
     return verb.remove(name)
+
+
+@engine_app.command(
+    "start", context_settings={"allow_extra_args": True, "ignore_unknown_options": False}
+)
+def engine_start(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help="a model folder, or a name of the hub")],
+    python: Annotated[
+        str | None, typer.Option(help="Python or environment with SGLang [HALO_SGLANG_PYTHON]")
+    ] = None,
+    name: Annotated[str, typer.Option(help="the model's name in requests")] = "",
+    port: Annotated[int, typer.Option(help="on the loopback address")] = 30000,
+    gpu: Annotated[str | None, typer.Option(help="which devices, such as 0 or 0,1")] = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="device: a name such as h100-sxm, or a profile's file")
+    ] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="run without an accelerator")] = False,
+    policy: Annotated[str, typer.Option(help="plan: Halo's order; lpm: SGLang's own")] = "plan",
+    share: Annotated[float, typer.Option(help="part of the device's memory")] = 1.0,
+    chunk_tokens: Annotated[int | None, typer.Option(help="prompt tokens of a step")] = None,
+    mixed_chunk: Annotated[
+        bool, typer.Option("--mixed-chunk", help="decode while long prompts are read")
+    ] = False,
+    host_cache: Annotated[float, typer.Option(help="GiB of host memory for prefixes")] = 0.0,
+    memory_saver: Annotated[
+        bool, typer.Option("--memory-saver", help="memory can be released between runs")
+    ] = False,
+    seeded: Annotated[
+        bool, typer.Option("--seeded", help="sampled answers follow their seeds; slower")
+    ] = False,
+    adapter: Annotated[list[str] | None, typer.Option(help="LoRA adapter: NAME=FOLDER")] = None,
+    flag: Annotated[
+        list[str] | None, typer.Option(help="passed on to SGLang: --flag='--tp-size 2'")
+    ] = None,
+    log: Annotated[Path, typer.Option(help="the server's output")] = Path("sglang.log"),
+    ready_s: Annotated[float, typer.Option(help="how long it may take to come up")] = 600.0,
+    restarts: Annotated[int, typer.Option(help="how often it is restarted when it dies")] = 3,
+    show: Annotated[bool, typer.Option("--show", help="print the command and why")] = False,
+) -> int:
+    """Start an SGLang server and keep it running until interrupted. A command after `--` runs with
+    HALO_ENGINE naming the server, and the server is stopped when the command has ended."""
+    import shlex
+
+    from halo.cli import engine as verb
+    from halo.engine_flags import Wish
+
+    wish = Wish(
+        model=model, name=name, port=port, hardware=hardware, cpu=cpu, policy=policy, share=share,
+        chunk_tokens=chunk_tokens, mixed_chunk=mixed_chunk, host_cache_gib=host_cache,
+        memory_saver=memory_saver, seeded=seeded, adapters=tuple(adapter or ()),
+        extra=tuple(part for each in flag or () for part in shlex.split(each)),
+    )  # fmt: skip
+    return verb.start(
+        wish, python=python, gpu=gpu, log=log, ready_s=ready_s, restarts=restarts,
+        command=list(context.args), show=show,
+    )  # fmt: skip
 
 
 @trace_app.command("report")
