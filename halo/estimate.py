@@ -20,7 +20,8 @@ from planner.stats import OpStats, PlanStats, Provenance
 from runtime.budget import Budget, Prices
 
 CALLS_FACTORS: Mapping[Provenance, tuple[float, float]] = {
-    "exact": (1.0, 1.0), "observed": (0.8, 1.25), "declared": (0.5, 1.5), "assumed": (0.2, 2.0),
+    "exact": (1.0, 1.0), "sampled": (0.8, 1.25), "learnt": (0.7, 1.4), "declared": (0.5, 1.5),
+    "assumed": (0.2, 2.0),
 }  # fmt: skip
 """Low and high ends of an estimated number, by where it comes from. Assumed numbers are half of a
 bound (turns, rounds, `max_tokens`), hence at most twice themselves."""

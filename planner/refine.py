@@ -37,7 +37,7 @@ def _refined(known: OpStats, seen: OpMetrics | None, share_done: float) -> OpSta
     if calls_from != "exact":
         expected = LengthBelief(known.calls)
         expected.observe_sum(answered, answered * answered / share_done)
-        calls, calls_from = max(float(answered), expected.expected), "observed"
+        calls, calls_from = max(float(answered), expected.expected), "sampled"
     input_tokens, input_from = _per_call(
         known.input_tokens / known.calls, known.input_from, seen.usage.input_tokens, seen.made
     )
@@ -67,4 +67,4 @@ def _per_call(
         return expected, source
     belief = LengthBelief(expected)
     belief.observe_sum(calls, total)
-    return belief.expected, "observed"
+    return belief.expected, "sampled"
