@@ -144,8 +144,10 @@ class Session:
         """The rows split over workers, where a model has several; None where it has not."""
         if not any(len(those) > 1 for those in workers.values()):
             return None
+        from halo.profiles import calibrated_timers
         from planner.schedule.assign import schedule_plan
 
+        each = [worker for those in workers.values() for worker in those]
         return schedule_plan(
             plan,
             stats,
@@ -156,6 +158,7 @@ class Session:
             budget_s=self.config.planning_s,
             seed=self.config.seed,
             max_steps=PLANNING_STEPS,
+            timers=calibrated_timers(each, self.config.models_dir),
         )
 
     def sampled(self, prepared: Prepared, n_rows: int) -> Prepared:

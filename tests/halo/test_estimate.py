@@ -12,12 +12,20 @@ from costmodel.errors import ProfileError
 from costmodel.hardware import load_hardware
 from costmodel.models import load_model
 from costmodel.profile_writer import write_hardware
+from costmodel.step import StepModel
 from halo.cli.estimate import estimate as verb
 from halo.errors import WorkflowError
 from halo.estimate import Estimate, critical_calls, estimate_batch
 from halo.flow import Flow
-from halo.profiles import EngineProfile, calibrated_path, engine_profile, model_shape
+from halo.profiles import (
+    EngineProfile,
+    calibrated_path,
+    calibrated_timers,
+    engine_profile,
+    model_shape,
+)
 from halo.session import Session
+from planner.physical import Worker
 from runtime.budget import Budget, Prices
 
 PROFILE = EngineProfile(load_hardware("h200"), load_model("llama-3.1-8b"), calibrated=False)
@@ -145,6 +153,19 @@ def test_which_profile_an_engine_gets(tmp_path: Path) -> None:
     assert (named.hardware.name, named.calibrated) == ("h200", False)
     with pytest.raises(ProfileError, match="halo calibrate --engine openai=http"):
         engine_profile("openai=http://x", "qwen3-8b", models_dir=models)
+
+
+def test_schedules_are_priced_by_what_was_calibrated(tmp_path: Path) -> None:
+    workers = [Worker(f"w{i}", "local", name) for i, name in enumerate(("qwen3-8b", "else"))]
+    models = tmp_path / "models"
+    assert calibrated_timers(workers, models) == {}
+    for worker in workers:
+        path = calibrated_path(worker.engine, worker.model, models)
+        write_hardware(load_hardware("laptop-cpu"), path, "a test")
+    timers = calibrated_timers(workers, models)
+    assert list(timers) == ["w0"]
+    step = StepModel(load_model("qwen3-8b"), load_hardware("laptop-cpu"))
+    assert timers["w0"].step_s(64, 0, 0, 0) == pytest.approx(step.step_s(((64, 0),), 0, 0))
 
 
 @pytest.mark.parametrize(

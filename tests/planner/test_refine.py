@@ -33,7 +33,7 @@ def test_assumptions_move_towards_what_was_seen() -> None:
     assert after.calls == pytest.approx(0.9 * 72 + 0.1 * 100)
     assert after.input_tokens / after.calls == pytest.approx(0.9 * 200 + 0.1 * 100)
     assert after.output_tokens / after.calls == pytest.approx(0.9 * 28 + 0.1 * 128)
-    assert {after.calls_from, after.input_from, after.output_from} == {"observed"}
+    assert {after.calls_from, after.input_from, after.output_from} == {"sampled"}
     assert after.prefixes == ((50.0, pytest.approx(99 * after.calls / 100)),)
 
 
@@ -42,7 +42,7 @@ def test_what_is_exact_stays() -> None:
     after = refined(stats(a=EXACT), metrics, share_done=0.1).ops["a"]
     assert (after.calls, after.uses, after.distinct) == (40, 100, 40)
     assert after.input_tokens == 4000
-    assert (after.calls_from, after.input_from, after.output_from) == ("exact", "exact", "observed")
+    assert (after.calls_from, after.input_from, after.output_from) == ("exact", "exact", "sampled")
 
 
 def test_more_calls_than_expected_are_believed() -> None:
@@ -66,4 +66,4 @@ def test_replayed_calls_count_and_have_no_lengths() -> None:
     metrics = {"a": seen(made=0, input_tokens=0, output_tokens=0, replayed=50)}
     after = refined(stats(a=ASSUMED), metrics, share_done=0.5).ops["a"]
     assert after.calls == pytest.approx(100)
-    assert (after.calls_from, after.output_from) == ("observed", "assumed")
+    assert (after.calls_from, after.output_from) == ("sampled", "assumed")
