@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from costmodel.batching import Batching, Call, batch_s, batch_steps
-from costmodel.calibration import FITTED, Calibration, CalibrationError, Prediction, quantile
+from costmodel.calibration import FITTED, Calibration, Prediction, quantile
+from costmodel.errors import CalibrationError
 from costmodel.evidence import Evidence
 from costmodel.hardware import HardwareProfile
 from costmodel.least_squares import robust_non_negative_least_squares

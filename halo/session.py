@@ -413,20 +413,7 @@ class Session:
         )
 
     def _engine_options(self, announce: Announce | None = None) -> EngineOptions:
-        return EngineOptions(
-            seed=self.config.seed,
-            models_dir=self.config.models_dir,
-            threads=self.config.threads,
-            max_in_flight=self.config.max_in_flight,
-            exact=self.config.exact,
-            announce=announce,
-            api_key=self.config.api_key.get_secret_value(),
-            tokenizer=self.config.tokenizer,
-            tenant=self.config.tenant,
-            steer=self.config.steer,
-            requests_per_minute=self.config.requests_per_minute,
-            tokens_per_minute=self.config.tokens_per_minute,
-        )
+        return engine_options(self.config, announce)
 
     def _manifest_config(self) -> dict[str, Json]:
         config = cast("dict[str, Json]", self.config.model_dump(mode="json"))
@@ -459,6 +446,24 @@ class Session:
             self._thread.join()
         self._loop.close()
         self._loop = None
+
+
+def engine_options(config: Config, announce: Announce | None = None) -> EngineOptions:
+    """What an engine is told, out of the settings."""
+    return EngineOptions(
+        seed=config.seed,
+        models_dir=config.models_dir,
+        threads=config.threads,
+        max_in_flight=config.max_in_flight,
+        exact=config.exact,
+        announce=announce,
+        api_key=config.api_key.get_secret_value(),
+        tokenizer=config.tokenizer,
+        tenant=config.tenant,
+        steer=config.steer,
+        requests_per_minute=config.requests_per_minute,
+        tokens_per_minute=config.tokens_per_minute,
+    )
 
 
 @cache

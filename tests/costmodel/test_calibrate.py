@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from costmodel.batching import Batching, Call, batch_s
 from costmodel.calibrate import CANDIDATES, calibrate
-from costmodel.calibration import CalibrationError, Prediction, quantile, rank_correlation
-from costmodel.errors import ProfileError
+from costmodel.calibration import Prediction, quantile, rank_correlation
+from costmodel.errors import CalibrationError, ProfileError
 from costmodel.hardware import HardwareProfile, load_hardware
 from costmodel.least_squares import non_negative_least_squares
 from costmodel.models import ModelProfile, load_model

@@ -14,7 +14,7 @@ import pytest
 
 from costmodel.batching import Batching
 from costmodel.calibrate import calibrate
-from costmodel.calibration import CalibrationError
+from costmodel.errors import CalibrationError
 from costmodel.hardware import load_hardware
 from costmodel.models import load_model
 from costmodel.radix_cache import RadixCache, Ticket
