@@ -6,6 +6,7 @@ HaloError
 ├── PlanError                a plan cannot mean anything: cycle, duplicate name, bad bound
 ├── InvariantError           a defect in Halo: a plan broke a promise, naming the stage
 ├── ProfileError             a hardware, model or link profile is wrong
+│   └── CalibrationError     a calibration is refused: it predicts badly, or has too few samples
 ├── SimulationError          a plan cannot be simulated: no room for a model, a circular order
 ├── BackendError             an engine could not answer (.backend, .retryable)
 │   ├── ContextOverflowError prompt and answer exceed the model's context (both numbers)
@@ -24,7 +25,7 @@ HaloError
 
 from __future__ import annotations
 
-from costmodel.errors import HaloError, ProfileError, SimulationError
+from costmodel.errors import CalibrationError, HaloError, ProfileError, SimulationError
 from planner.errors import InvariantError, PlanError
 from runtime.errors import (
     BackendError,
@@ -57,6 +58,7 @@ class InputError(HaloError):
 __all__ = [
     "BackendError",
     "BudgetError",
+    "CalibrationError",
     "ConfigError",
     "ContextOverflowError",
     "HaloError",

@@ -144,8 +144,10 @@ class Session:
         """The rows split over workers, where a model has several; None where it has not."""
         if not any(len(those) > 1 for those in workers.values()):
             return None
+        from halo.profiles import calibrated_timers
         from planner.schedule.assign import schedule_plan
 
+        each = [worker for those in workers.values() for worker in those]
         return schedule_plan(
             plan,
             stats,
@@ -156,6 +158,7 @@ class Session:
             budget_s=self.config.planning_s,
             seed=self.config.seed,
             max_steps=PLANNING_STEPS,
+            timers=calibrated_timers(each, self.config.models_dir),
         )
 
     def sampled(self, prepared: Prepared, n_rows: int) -> Prepared:
@@ -410,20 +413,7 @@ class Session:
         )
 
     def _engine_options(self, announce: Announce | None = None) -> EngineOptions:
-        return EngineOptions(
-            seed=self.config.seed,
-            models_dir=self.config.models_dir,
-            threads=self.config.threads,
-            max_in_flight=self.config.max_in_flight,
-            exact=self.config.exact,
-            announce=announce,
-            api_key=self.config.api_key.get_secret_value(),
-            tokenizer=self.config.tokenizer,
-            tenant=self.config.tenant,
-            steer=self.config.steer,
-            requests_per_minute=self.config.requests_per_minute,
-            tokens_per_minute=self.config.tokens_per_minute,
-        )
+        return engine_options(self.config, announce)
 
     def _manifest_config(self) -> dict[str, Json]:
         config = cast("dict[str, Json]", self.config.model_dump(mode="json"))
@@ -456,6 +446,24 @@ class Session:
             self._thread.join()
         self._loop.close()
         self._loop = None
+
+
+def engine_options(config: Config, announce: Announce | None = None) -> EngineOptions:
+    """What an engine is told, out of the settings."""
+    return EngineOptions(
+        seed=config.seed,
+        models_dir=config.models_dir,
+        threads=config.threads,
+        max_in_flight=config.max_in_flight,
+        exact=config.exact,
+        announce=announce,
+        api_key=config.api_key.get_secret_value(),
+        tokenizer=config.tokenizer,
+        tenant=config.tenant,
+        steer=config.steer,
+        requests_per_minute=config.requests_per_minute,
+        tokens_per_minute=config.tokens_per_minute,
+    )
 
 
 @cache
