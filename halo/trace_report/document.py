@@ -70,7 +70,7 @@ def document(
             "ideal_shared_prefixes_once": sums["pte_ideal"] - shared,
             "shared_prefix_tokens": shared,
             "saved_by_cache": sums["pte_full"] - sums["pte"] if all_known else None,
-            "lost_by_cache": sums["pte"] - sums["pte_ideal"] if all_known else None,
+            "lost_by_cache": sums["pte_re_prefill"] if all_known else None,
             "causes": {name: sums[f"pte_{name}"] for name in CAUSES},
             "wasted_pte_at_most": sums["wasted_pte"],
         },
