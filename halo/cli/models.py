@@ -7,9 +7,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from runtime.models.store import ModelStore
-
 from halo.progress import Reporter
+from runtime.models.store import ModelStore
 
 
 def list_models(*, json_out: bool) -> int:
