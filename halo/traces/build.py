@@ -66,13 +66,16 @@ def apply_counts(turn: Turn, counts: Counts, trace: Trace) -> None:
 
 
 def settle_cached_tokens(trace: Trace) -> None:
-    """Servers may leave the field out where nothing was cached. Where another call of the trace
-    has it above zero, a missing one is 0; where none has, it stays unknown."""
+    """Servers may leave the field out where nothing was cached. Where another call to the same
+    model has it above zero, a missing one is 0; where none has, it stays unknown. Halo's own
+    journal says what it does not know."""
+    if trace.format == "halo-run":
+        return
     counted = [turn for turn in trace.turns if turn.prompt_origin == "reported"]
-    if any(turn.cached_tokens for turn in counted):
-        for turn in counted:
-            if turn.cached_tokens is None:
-                turn.cached_tokens = 0
+    telling = {turn.model for turn in counted if turn.cached_tokens}
+    for turn in counted:
+        if turn.cached_tokens is None and turn.model in telling:
+            turn.cached_tokens = 0
 
 
 def tool_call(id: str, name: str, arguments: Any) -> ToolCall:
