@@ -126,9 +126,7 @@ def document(
             }
             for name, pte in tally.what_if.items()
         ],
-        "worst": [
-            details for _, _, details in sorted(tally.worst, key=lambda item: (-item[0], item[1]))
-        ],
+        "worst": [details for _, _, details in tally.worst],
         "notes": tally.notes,
         "problems": {
             "count": problems.count,
