@@ -38,11 +38,11 @@ FORMAT = "halo-pte-raw-1"
 SYSTEM_TOKENS = 700
 TOKEN_IDS = (100, 30_000)
 LEVELS = (  # concurrency, conversations, most alive at once
-    (4, 40, 36),
-    (12, 56, 48),
+    (2, 20, 20),
+    (8, 50, 44),
     (32, 80, 72),
 )
-TIGHT_POOL_TOKENS = 49_152
+TIGHT_POOL_TOKENS = 24_576
 
 
 @dataclass(frozen=True)
