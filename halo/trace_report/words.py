@@ -12,26 +12,34 @@ _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{2,}")  # kana
 
 
 def words(text: str) -> frozenset[str]:
-    """Words of at least four letters and numbers of at least two digits, in lower case; of scripts
-    without blanks, pairs of characters. Of a very long text the beginning and the end.
+    """Words and numbers of a text in lower case; of scripts without blanks, pairs of characters. Of
+    a very long text the beginning and the end.
 
     Example:
-        >>> sorted(words("Total: 1,234 for item_7 or so"))
-        ['234', 'item_7', 'total']
+        >>> sorted(words("Total: 1,234 for item_7"))
+        ['1', '234', 'for', 'item_7', 'total']
     """
     if len(text) > _MOST_CHARACTERS:
         half = _MOST_CHARACTERS // 2
         text = f"{text[:half]}\n{text[-half:]}"
     lower = text.lower()
     if lower.isascii():
-        found = set(lower.translate(_TO_BLANK).split())
-    else:
-        found = set(_WORD.findall(lower))
-        for run in _UNSPACED.findall(lower):
-            found.update(run[place : place + 2] + "  " for place in range(len(run) - 1))
-    return frozenset(
-        word for word in found if len(word) >= 4 or (len(word) >= 2 and word.isdigit())
-    )
+        return frozenset(lower.translate(_TO_BLANK).split())
+    found = set(_WORD.findall(lower))
+    for run in _UNSPACED.findall(lower):
+        found.update(run[place : place + 2] for place in range(len(run) - 1))
+    return frozenset(found)
+
+
+def is_telling(word: str) -> bool:
+    """Whether meeting a word again says anything: four letters, or a number of two digits, or two
+    characters of a script without blanks.
+
+    Example:
+        >>> is_telling("for"), is_telling("item"), is_telling("42"), is_telling("東京")
+        (False, True, True, True)
+    """
+    return len(word) >= 4 or (len(word) >= 2 and (word.isdigit() or not word.isascii()))
 
 
 def is_strong(word: str) -> bool:

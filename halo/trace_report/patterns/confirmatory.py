@@ -129,9 +129,9 @@ def _answer(text: str) -> _Answer | None:
         return None
     body = r"\s+".join(re.escape(word) for word in text.split())
     first = text.split()[0]
-    hints = (first, first.lower(), first.upper(), first.capitalize())
+    spellings = (first, first.lower(), first.upper(), first.capitalize())
     pattern = re.compile(rf"(?<!\w){body}(?!\w)", re.IGNORECASE)
-    return _Answer(text, pattern, needs_cue=False, hints=hints)
+    return _Answer(text, pattern, needs_cue=False, hints=spellings)
 
 
 def _first_statement(view: View, answer: _Answer) -> tuple[int, int, int, str] | None:

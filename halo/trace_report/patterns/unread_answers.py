@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from halo.trace_report.finding import Finding, Thresholds, Verdict, quote
 from halo.trace_report.view import ANSWER, View
-from halo.trace_report.words import is_strong
+from halo.trace_report.words import is_strong, is_telling
 
 NAME = "unread_answers"
 _STUB_TOKENS = 50  # what a short notice in its place would take
@@ -36,7 +36,11 @@ def find(view: View, thresholds: Thresholds) -> Verdict:
         here = 3 * each.answer_turn + ANSWER
         first, written = places.first, places.written
         shared = view.words_of(answer) & written.keys()
-        used = [word for word in shared if first[word] == here and written[word] > here]
+        used = [
+            word
+            for word in shared
+            if first[word] == here and written[word] > here and is_telling(word)
+        ]
         if len(used) >= _FEW_WORDS or any(is_strong(word) for word in used):
             continue
         if not any(first[word] == here for word in view.words_of(answer)):
