@@ -23,3 +23,8 @@ class ProfileError(HaloError):
         super().__init__(message)
         self.file = file
         self.field = field
+
+
+class SimulationError(HaloError):
+    """A plan cannot be simulated: a model without room on its worker, an order that waits for
+    itself, a call larger than the KV cache."""

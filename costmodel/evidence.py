@@ -34,4 +34,8 @@ def weakest(grades: Iterable[Grade]) -> Grade:
         >>> weakest(("printed", "fitted", "measured"))
         'fitted'
     """
-    return max(grades, key=GRADES.index, default="measured")
+    found: Grade = "measured"
+    for grade in grades:
+        if GRADES.index(grade) > GRADES.index(found):
+            found = grade
+    return found

@@ -44,9 +44,14 @@ class HardwareProfile:
         attention_compute_efficiency: the same share for dense prefill attention.
         weight_read_efficiency, kv_read_efficiency: shares of the bandwidth reached when reading
             weights and KV cache.
-        tile_tokens: a step's tokens are rounded up to a multiple of this in linear layers.
+        tile_tokens: above this, a step's tokens are rounded up to a multiple of it in linear
+            layers.
         step_overhead_s, layer_overhead_s: time of a step and of one layer that no work explains.
         request_overhead_s: time of a step per request in it (scheduling, sampling).
+        prefill_step_overhead_s: time that a step takes longer when it has prompt tokens at all.
+        call_latency_s, call_overhead_s, prompt_token_overhead_s: time of calls outside their steps:
+            of a batch as a whole, of each call, of each prompt token, hits included (transport,
+            tokenizer, look-up).
         kernel_efficiency: compute efficiency of other attention kernels relative to dense ones.
         cache_copy_factor: passes over the KV cache per decode step; 1 for a paged cache.
         host_link_bytes_per_s: effective rate of copies between device and host memory.
@@ -54,6 +59,8 @@ class HardwareProfile:
         idle_power_w, power_w: power at rest and at full load.
         joule_per_flop, joule_per_byte: energy of work, if known; else energy is power times time.
         price_usd_per_h: price of the device; None when unknown.
+        held_out_median_error, held_out_p90_error: how far predictions were off when the profile
+            was calibrated; None for a profile that was not.
         evidence: grade and source of each number.
     """
 
@@ -72,6 +79,10 @@ class HardwareProfile:
     step_overhead_s: float
     layer_overhead_s: float
     request_overhead_s: float
+    prefill_step_overhead_s: float
+    call_latency_s: float
+    call_overhead_s: float
+    prompt_token_overhead_s: float
     kernel_efficiency: Mapping[str, float]
     cache_copy_factor: float
     host_link_bytes_per_s: float
@@ -81,6 +92,8 @@ class HardwareProfile:
     joule_per_flop: float | None = None
     joule_per_byte: float | None = None
     price_usd_per_h: float | None = None
+    held_out_median_error: float | None = None
+    held_out_p90_error: float | None = None
     aliases: tuple[str, ...] = ()
     evidence: Mapping[str, Evidence] = field(default_factory=dict[str, Evidence], repr=False)
 
@@ -151,17 +164,21 @@ def read_hardware(path: Path) -> HardwareProfile:
         step_overhead_s=reader.number("step_overhead_s", 0.0),
         layer_overhead_s=reader.number("layer_overhead_s", 0.0),
         request_overhead_s=reader.number("request_overhead_s", 0.0),
+        prefill_step_overhead_s=reader.number("prefill_step_overhead_s", 0.0),
+        call_latency_s=reader.number("call_latency_s", 0.0),
+        call_overhead_s=reader.number("call_overhead_s", 0.0),
+        prompt_token_overhead_s=reader.number("prompt_token_overhead_s", 0.0),
         kernel_efficiency=_kernels(reader),
         cache_copy_factor=reader.number("cache_copy_factor", 1.0, least=1),
         host_link_bytes_per_s=reader.number("host_link_bytes_per_s", above=0),
         batch_scales_decode=reader.boolean("batch_scales_decode", True),
         power_w=reader.number("power_w", above=0),
         idle_power_w=reader.number("idle_power_w", 0.0),
-        joule_per_flop=reader.number("joule_per_flop") if reader.has("joule_per_flop") else None,
-        joule_per_byte=reader.number("joule_per_byte") if reader.has("joule_per_byte") else None,
-        price_usd_per_h=(
-            reader.number("price_usd_per_h") if reader.has("price_usd_per_h") else None
-        ),
+        joule_per_flop=reader.optional("joule_per_flop"),
+        joule_per_byte=reader.optional("joule_per_byte"),
+        price_usd_per_h=reader.optional("price_usd_per_h"),
+        held_out_median_error=reader.optional("held_out_median_error"),
+        held_out_p90_error=reader.optional("held_out_p90_error"),
         aliases=reader.texts("aliases"),
         evidence=reader.evidence,
     )

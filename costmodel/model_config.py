@@ -170,32 +170,51 @@ def _layers(config: _Config, family: str, n_layers: int) -> tuple[tuple[LayerKin
     stated = config.values.get("layer_types")
     window = config.integer("sliding_window", default=0)
     if isinstance(stated, list):
-        words = cast("list[Any]", stated)
+        words = cast("list[object]", stated)
         if len(words) != n_layers:
             raise config.error("layer_types", f"has {len(words)} entries for {n_layers} layers")
-        known: dict[str, LayerKind] = {
+        known: dict[object, LayerKind] = {
             "full_attention": "full", "sliding_attention": "window", "linear_attention": "linear",
         }  # fmt: skip
+        kinds: list[LayerKind] = []
         for word in words:
             if word not in known:
-                raise config.error("layer_types", f"has {word!r}; known are: {', '.join(known)}")
-        kinds = tuple(known[word] for word in words)
-        return (kinds, window) if set(kinds) != {"full"} else ((), 0)
+                raise config.error(
+                    "layer_types", f"has {word!r}; known are: {', '.join(map(str, known))}"
+                )
+            kinds.append(known[word])
+        return (tuple(kinds), window) if set(kinds) != {"full"} else ((), 0)
     if family == "qwen3_next":
         every = config.integer("full_attention_interval", default=4)
-        return tuple("linear" if (i + 1) % every else "full" for i in range(n_layers)), 0
+        return _every(n_layers, every, "linear"), 0
     if family == "gemma3_text" and window:
         every = config.integer("sliding_window_pattern", default=6)
-        return tuple("window" if (i + 1) % every else "full" for i in range(n_layers)), window
+        return _every(n_layers, every, "window"), window
     if family in ("gemma2", "gpt_oss") and window:
-        return tuple("full" if i % 2 else "window" for i in range(n_layers)), window
+        return _every(n_layers, 2, "window"), window
     if family == "mistral" and window:
-        return ("window",) * n_layers, window
+        return _kinds(n_layers, "window", first=0), window
     # Qwen2 and Qwen3 state a window that `use_sliding_window: false` switches off.
     if config.flag("use_sliding_window", False) and window:
         first = config.integer("max_window_layers", default=0)
-        return tuple("window" if i >= first else "full" for i in range(n_layers)), window
+        return _kinds(n_layers, "window", first=first), window
     return (), 0
+
+
+def _every(n_layers: int, interval: int, other: LayerKind) -> tuple[LayerKind, ...]:
+    """Each `interval`-th layer full, those before it of the other kind."""
+    kinds: list[LayerKind] = []
+    for layer in range(n_layers):
+        kinds.append("full" if interval < 1 or (layer + 1) % interval == 0 else other)
+    return tuple(kinds)
+
+
+def _kinds(n_layers: int, other: LayerKind, first: int) -> tuple[LayerKind, ...]:
+    """Full layers before `first`, then the other kind."""
+    kinds: list[LayerKind] = []
+    for layer in range(n_layers):
+        kinds.append("full" if layer < first else other)
+    return tuple(kinds)
 
 
 def _experts(config: _Config, family: str, n_layers: int) -> Experts | None:

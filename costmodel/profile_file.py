@@ -120,6 +120,10 @@ class ProfileReader:
             raise self.error(field, f"is {value!r}; it must be {bounds}")
         return float(value)
 
+    def optional(self, field: str) -> float | None:
+        """A number of at least 0, or None when it is absent."""
+        return self.number(field) if self.has(field) else None
+
     def integer(self, field: str, default: int | None = None, *, least: int = 0) -> int:
         value = self.number(field, default, least=least)
         if value != int(value):
@@ -137,23 +141,24 @@ class ProfileReader:
         value = self._take(field, [])
         if not isinstance(value, list):
             raise self.error(field, f"is {value!r}; it must be a list of texts")
-        items = cast("list[Any]", value)
+        items = cast("list[object]", value)
         if not all(isinstance(item, str) for item in items):
             raise self.error(field, f"is {items!r}; it must be a list of texts")
-        return tuple(items)
+        return tuple(str(item) for item in items)
 
     def curve(self, field: str) -> tuple[tuple[float, float], ...]:
         """Points (x, y) of a curve, x rising and y in (0, 1]; a single number is one point at 1."""
         if field not in self._table:
             raise self.error(field, "is missing; " + self._hint(field))
         value = self._sourced(field)
-        points: list[Any] = cast("list[Any]", value) if isinstance(value, list) else [[1, value]]
+        points = cast("list[object]", value) if isinstance(value, list) else [[1, value]]
         found: list[tuple[float, float]] = []
         for point in points:
-            pair: list[Any] = cast("list[Any]", point) if isinstance(point, list) else []
-            if len(pair) != 2 or not all(type(v) in (int, float) for v in pair):
+            pair = cast("list[object]", point) if isinstance(point, list) else []
+            numbers = [float(v) for v in pair if isinstance(v, int | float)]
+            if len(pair) != 2 or len(numbers) != 2:
                 raise self.error(field, f"has the point {point!r}; a point is [tokens, share]")
-            x, y = float(pair[0]), float(pair[1])
+            x, y = numbers
             if not 0 < y <= 1 or x < 1 or (found and x <= found[-1][0]):
                 raise self.error(
                     field, f"has the point {point!r}; tokens must rise from 1, shares be in (0, 1]"

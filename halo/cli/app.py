@@ -154,6 +154,74 @@ def report(
 
 
 @app.command()
+def estimate(
+    flows: Flows,
+    input: Input,
+    sample: Annotated[
+        int, typer.Option(min=0, help="run this many rows first and learn from them")
+    ] = 0,
+    model: Model = None,
+    engine: Engine = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="price on this device: a profile's name or .toml file")
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="profile of the model's shape: a name or config.json")
+    ] = None,
+    budget: Budget = None,
+    config: ConfigFile = None,
+    max_in_flight: Annotated[int | None, typer.Option(help="calls in an engine at once")] = None,
+    db: Db = None,
+    json: Json = False,
+) -> int:
+    """Calls, tokens, time and money that a batch would take, as intervals; makes no call."""
+    from halo.cli import estimate as verb
+
+    return verb.estimate(
+        flows, input, sample=sample, hardware=hardware or "", shape=shape or "",
+        config_file=config,
+        flags=settings(
+            model=model, engine=engine, budget=budget, db=db, max_in_flight=max_in_flight
+        ),
+        json_out=json,
+    )  # fmt: skip
+
+
+@app.command()
+def calibrate(
+    engine: Engine = None,
+    model: Model = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="profile of the device to start from: a name or .toml file")
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="profile of the model's shape: a name or config.json")
+    ] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="fit measured samples instead of measuring")
+    ] = None,
+    save_samples: Annotated[Path | None, typer.Option(help="keep the raw measurements")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="the profile; default: beside the models")
+    ] = None,
+    budget_s: Annotated[float, typer.Option(min=5, help="seconds to measure at most")] = 170.0,
+    held_out: Annotated[int, typer.Option(min=10, help="mixed batches to judge by")] = 60,
+    config: ConfigFile = None,
+    seed: Seed = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="threads of the engine")] = None,
+    json: Json = False,
+) -> int:
+    """Measure an engine's step times and fit the profile that its estimates use."""
+    from halo.cli import calibrate as verb
+
+    return verb.calibrate(
+        samples_file=samples, save_samples=save_samples, out=out, hardware=hardware, shape=shape,
+        budget_s=budget_s, held_out=held_out, config_file=config,
+        flags=settings(engine=engine, model=model, seed=seed, threads=threads), json_out=json,
+    )  # fmt: skip
+
+
+@app.command()
 def doctor(config: ConfigFile = None, json: Json = False) -> int:
     """Check the environment: packages, settings and their origin, engines, models."""
     from halo.cli import doctor as verb
