@@ -133,7 +133,7 @@ def plan_for(logical: LogicalPlan, n_rows: int, names: Mapping[str, Worker]) -> 
     physical = place(logical, stats, {"m": names["w0"]})
     n = len(names)
     runs = tuple((name, n_rows * (i + 1) // n - n_rows * i // n) for i, name in enumerate(names))
-    shares = {op: runs for op in physical.placements} if n > 1 else {}
+    shares = dict.fromkeys(physical.placements, runs) if n > 1 else {}
     return replace(
         physical, shares=shares, workers=tuple(names.values()), rows_in_flight=10 * n_rows
     )
@@ -183,9 +183,7 @@ def execute(
     return virtually(main)
 
 
-def simulated(
-    physical: PhysicalPlan, metrics: Mapping[str, OpMetrics], n_rows: int
-) -> float:
+def simulated(physical: PhysicalPlan, metrics: Mapping[str, OpMetrics], n_rows: int) -> float:
     """The same run in the simulator, with the mean lengths that were measured."""
     ops = [op for op in physical.logical.walk() if isinstance(op, Generate)]
     index = {op: i for i, op in enumerate(ops)}
@@ -198,9 +196,7 @@ def simulated(
         operations.append(Operation(op.label, work, inputs))
     workload = Workload(tuple(operations), (1,) * n_rows)
     spec = EngineSpec(TIMER, 0.0, 0.0, max_running=SLOTS, chunk_tokens=10**6)
-    machine = Machine(
-        tuple(WorkerSpec(w.name, {"m": spec}, 1.0, ("m",)) for w in physical.workers)
-    )
+    machine = Machine(tuple(WorkerSpec(w.name, {"m": spec}, 1.0, ("m",)) for w in physical.workers))
     n = len(machine.workers)
     worker = [row * n // n_rows for _ in operations for row in range(n_rows)]
     stride = max(physical.priority.values()) + 1
@@ -243,7 +239,7 @@ def test_rows_of_a_straggler_go_to_idle_workers() -> None:
 
 def test_a_new_plan_moves_the_rows_that_have_not_started() -> None:
     physical = plan_for(diamond(), ROWS, workers(2))
-    first = {op: (("w0", ROWS), ("w1", 0)) for op in physical.placements}
+    first = dict.fromkeys(physical.placements, (("w0", ROWS), ("w1", 0)))
     physical = replace(physical, shares=first, rows_in_flight=SLOTS)
     looks: list[Observed] = []
 
@@ -251,7 +247,7 @@ def test_a_new_plan_moves_the_rows_that_have_not_started() -> None:
         looks.append(seen)
         if len(looks) > 1:
             return None
-        later = {op: (("w0", seen.rows_started), ("w1", ROWS)) for op in physical.placements}
+        later = dict.fromkeys(physical.placements, (("w0", seen.rows_started), ("w1", ROWS)))
         return replace(physical, shares=later)
 
     _, _, requests, outcomes = execute(physical, ROWS, replan=replan)
