@@ -13,7 +13,7 @@ from planner.schedule.candidates import candidates
 from planner.schedule.epoch_dp import MAX_OPERATIONS, epoch_dp
 from planner.schedule.families import earliest_end
 from planner.schedule.local_search import improve, in_sequence, shaken
-from planner.schedule.orders import ORDERS
+from planner.schedule.orders import ORDERS, operator_major
 from planner.schedule.problem import Problem
 from planner.schedule.published import published_dp
 from planner.schedule.schedule import Now, Schedule, Search
@@ -69,7 +69,11 @@ def schedule(
     began = now()
     until_s = began + budget_s if budget_s is not None else float("inf")
     search = Search(problem, now, until_s, allow_waiting=allow_waiting)
-    run(search, seed, max_steps)
+    if problem.model_ops:
+        run(search, seed, max_steps)
+    else:
+        # Tools alone: their lanes take them as they come.
+        search.score(Assignment([-1] * problem.n_items, operator_major(problem)), method)
     found = search.schedule()
     if method == "auto" or found.method == method:
         return found

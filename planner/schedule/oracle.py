@@ -48,8 +48,11 @@ class OracleResult:
 
     @property
     def gap(self) -> float:
-        """How far the schedule may be from optimal, as a share of the bound."""
-        return self.makespan_s / self.bound_s - 1 if self.bound_s else 0.0
+        """How far the schedule may be from optimal, as a share of the bound; infinite when the
+        solver knows no bound yet."""
+        if self.makespan_s <= self.bound_s:
+            return 0.0
+        return self.makespan_s / self.bound_s - 1 if self.bound_s else float("inf")
 
 
 @dataclass(frozen=True, slots=True)
