@@ -36,6 +36,8 @@ def small_instance(seed: int) -> Problem:
     n_workers = draw.randint(1, 3)
     models = ["a", "b"] if draw.random() < 0.5 else ["a"]
     tools = draw.random() < 0.5
+    system_tokens = [draw.choice([100, 400, 1500]) for _ in range(3)]
+    document_tokens = draw.choice([400, 1200])
     operations: list[Operation] = []
     for i in range(n_ops):
         inputs = tuple(sorted(draw.sample(range(i), draw.randint(0, min(2, i))))) if i else ()
@@ -43,9 +45,10 @@ def small_instance(seed: int) -> Problem:
             latency = draw.choice([0.25, 0.5, 1.0, 2.0])
             operations.append(Operation(f"tool{i}", ToolWork("tools", latency), inputs))
             continue
-        parts = [PromptPart(f"system{draw.randrange(3)}", draw.choice([100, 400, 1500]))]
+        system = draw.randrange(3)
+        parts = [PromptPart(f"system{system}", system_tokens[system])]
         if draw.random() < 0.6:
-            parts.append(PromptPart("document", draw.choice([400, 1200]), True))
+            parts.append(PromptPart("document", document_tokens, True))
         parts.append(PromptPart(f"own{i}", draw.choice([50, 150, 400]), True))
         work = ModelWork(draw.choice(models), tuple(parts), draw.choice([30, 60, 120]))
         operations.append(Operation(f"call{i}", work, inputs))
