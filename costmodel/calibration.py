@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from costmodel.batching import Batching
 from costmodel.errors import ProfileError
+from costmodel.evidence import Evidence
 from costmodel.hardware import HardwareProfile
 
 LARGEST_MEDIAN_ERROR = 0.15
@@ -68,6 +69,17 @@ class Calibration:
         """Spearman's, predicted against measured, on held-out batches."""
         return rank_correlation(
             [p.predicted_s for p in self.predictions], [p.measured_s for p in self.predictions]
+        )
+
+    def profile(self) -> HardwareProfile:
+        """The fitted profile with its errors noted in it: what is written to a file."""
+        how = Evidence("measured", f"{len(self.predictions)} held-out batches of {self.engine}")
+        names = ("held_out_median_error", "held_out_p90_error")
+        return replace(
+            self.hardware,
+            held_out_median_error=self.median_error,
+            held_out_p90_error=self.p90_error,
+            evidence={**self.hardware.evidence, **dict.fromkeys(names, how)},
         )
 
     def applied(self, hardware: HardwareProfile) -> HardwareProfile:

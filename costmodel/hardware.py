@@ -59,6 +59,8 @@ class HardwareProfile:
         idle_power_w, power_w: power at rest and at full load.
         joule_per_flop, joule_per_byte: energy of work, if known; else energy is power times time.
         price_usd_per_h: price of the device; None when unknown.
+        held_out_median_error, held_out_p90_error: how far predictions were off when the profile
+            was calibrated; None for a profile that was not.
         evidence: grade and source of each number.
     """
 
@@ -90,6 +92,8 @@ class HardwareProfile:
     joule_per_flop: float | None = None
     joule_per_byte: float | None = None
     price_usd_per_h: float | None = None
+    held_out_median_error: float | None = None
+    held_out_p90_error: float | None = None
     aliases: tuple[str, ...] = ()
     evidence: Mapping[str, Evidence] = field(default_factory=dict[str, Evidence], repr=False)
 
@@ -170,11 +174,11 @@ def read_hardware(path: Path) -> HardwareProfile:
         batch_scales_decode=reader.boolean("batch_scales_decode", True),
         power_w=reader.number("power_w", above=0),
         idle_power_w=reader.number("idle_power_w", 0.0),
-        joule_per_flop=reader.number("joule_per_flop") if reader.has("joule_per_flop") else None,
-        joule_per_byte=reader.number("joule_per_byte") if reader.has("joule_per_byte") else None,
-        price_usd_per_h=(
-            reader.number("price_usd_per_h") if reader.has("price_usd_per_h") else None
-        ),
+        joule_per_flop=reader.optional("joule_per_flop"),
+        joule_per_byte=reader.optional("joule_per_byte"),
+        price_usd_per_h=reader.optional("price_usd_per_h"),
+        held_out_median_error=reader.optional("held_out_median_error"),
+        held_out_p90_error=reader.optional("held_out_p90_error"),
         aliases=reader.texts("aliases"),
         evidence=reader.evidence,
     )

@@ -383,10 +383,8 @@ def read_model(path: Path) -> ModelProfile:
         activation_bytes_per_element=reader.number("activation_bytes_per_element", 2.0, above=0),
         dtype=reader.text("dtype", "bf16"),
         max_context_tokens=reader.integer("max_context_tokens", least=1),
-        printed_params=reader.number("printed_params") if reader.has("printed_params") else None,
-        printed_active_params=(
-            reader.number("printed_active_params") if reader.has("printed_active_params") else None
-        ),
+        printed_params=reader.optional("printed_params"),
+        printed_active_params=reader.optional("printed_active_params"),
         aliases=reader.texts("aliases"),
         evidence=reader.evidence,
     )
@@ -424,11 +422,7 @@ def _experts(reader: ProfileReader) -> Experts | None:
         shared_d_ff=table.integer("shared_d_ff", n_shared * d_ff),
         n_dense_layers=table.integer("n_dense_layers", 0),
         coverage_alpha=table.number("coverage_alpha", 0.71, above=0, most=1),
-        weight_bytes_per_param=(
-            table.number("weight_bytes_per_param", above=0)
-            if table.has("weight_bytes_per_param")
-            else None
-        ),
+        weight_bytes_per_param=table.optional("weight_bytes_per_param"),
     )
     table.finish()
     return experts

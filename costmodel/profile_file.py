@@ -120,6 +120,10 @@ class ProfileReader:
             raise self.error(field, f"is {value!r}; it must be {bounds}")
         return float(value)
 
+    def optional(self, field: str) -> float | None:
+        """A number of at least 0, or None when it is absent."""
+        return self.number(field) if self.has(field) else None
+
     def integer(self, field: str, default: int | None = None, *, least: int = 0) -> int:
         value = self.number(field, default, least=least)
         if value != int(value):

@@ -14,7 +14,7 @@ _NUMBERS = (
     "step_overhead_s", "layer_overhead_s", "request_overhead_s", "prefill_step_overhead_s",
     "call_latency_s", "call_overhead_s", "prompt_token_overhead_s", "cache_copy_factor",
     "host_link_bytes_per_s", "power_w", "idle_power_w", "joule_per_flop", "joule_per_byte",
-    "price_usd_per_h",
+    "price_usd_per_h", "held_out_median_error", "held_out_p90_error",
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from costmodel.batching import Call
@@ -142,10 +142,10 @@ async def measure(
     seed: int = 0,
     announce: Announce = lambda line: None,
 ) -> SampleSet:
-    """Samples of `backend`: sweeps, then mixtures between a second run of the sweeps.
+    """Samples of `backend`: every sweep once among the mixtures, then the sweeps again.
 
-    Stops measuring after `budget_s`; held-out batches go first, so that a slow engine loses
-    repetitions rather than its judgement.
+    Stops measuring after `budget_s`. Sweeps and mixtures alternate, so that a slow engine loses
+    some of both, and a machine whose speed drifts shows it in the errors.
     """
     started = clock.now_s()
     measurer = Measurer(backend, clock, model, seed)
@@ -161,7 +161,7 @@ async def measure(
         f"{steps:,} decode steps"
     )
     samples: list[Sample] = []
-    plans = (*sweeps, *mixed, *sweeps)
+    plans = (*_interleaved(sweeps, mixed), *sweeps)
     for i, batch in enumerate(plans):
         spent = clock.now_s() - started
         if spent > budget_s:
@@ -177,3 +177,10 @@ async def measure(
         samples=tuple(samples),
         facts={"seed": seed, "wall_s": clock.now_s() - started},
     )
+
+
+def _interleaved(left: Sequence[PlannedBatch], right: Sequence[PlannedBatch]) -> list[PlannedBatch]:
+    """Both in their own orders, spread evenly over each other."""
+    places = [((i + 0.5) / len(left), batch) for i, batch in enumerate(left)]
+    places += [((i + 0.5) / len(right), batch) for i, batch in enumerate(right)]
+    return [batch for _, batch in sorted(places, key=lambda place: place[0])]

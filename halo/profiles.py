@@ -59,9 +59,7 @@ def engine_profile(
                 f"run: halo calibrate --engine {engine}"
             )
         found = load_hardware(hardware or str(default))
-        calibrated = found.grade_of("compute_efficiency") == "fitted" and found.name.startswith(
-            own.stem
-        )
+        calibrated = found.held_out_median_error is not None
     return EngineProfile(found, model_shape(shape or model), calibrated)
 
 

@@ -32,12 +32,13 @@ from planner.physical import PhysicalPlan, Worker, place
 from planner.stats import PlanStats, estimate
 from planner.verify import verify
 from runtime.backends.base import Backend
-from runtime.backends.create import EngineOptions, create_backend, describe_backend
+from runtime.backends.create import EngineOptions, create_backend, default_model, describe_backend
 from runtime.clock import new_event_loop, wall_s
 from runtime.errors import BackendError
 from runtime.executor import Progress
 from runtime.placement import Replan
 from runtime.run import Finished, RunHandle, RunInputs
+from runtime.sql_session import SqlSession
 from runtime.tools import ToolSpec
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class Session:
             config = config.model_copy(update=settings)
         self.config = config
         self._default_model = ""
+        self._choice_warning = ""
         self._engines: dict[str, Backend] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -128,6 +130,9 @@ class Session:
         models = {op.model for op in logical.walk_all() if isinstance(op, ModelOp)}
         workers = {model: self._workers(model) for model in sorted(models)}
         plan = place(logical, stats, {model: those[0] for model, those in workers.items()})
+        if not self.config.prefix_order:
+            in_order = {name: tuple(range(len(order))) for name, order in plan.row_order.items()}
+            plan = replace(plan, row_order=in_order)
         scheduled = self._schedule(plan, stats, workers)
         if scheduled is not None:
             plan = scheduled.physical
@@ -153,6 +158,14 @@ class Session:
             seed=self.config.seed,
             max_steps=PLANNING_STEPS,
         )
+
+    def sampled(self, prepared: Prepared, n_rows: int) -> Prepared:
+        """The same batch over `n_rows` of its rows, spread evenly: its operators are those of the
+        whole batch, so that what they do tells about the whole."""
+        queries = tuple(
+            replace(query, rows=query.rows.spread(n_rows)) for query in prepared.queries
+        )
+        return self._plan(queries)
 
     def explain(
         self,
@@ -228,8 +241,9 @@ class Session:
         on_progress: OnProgress | None = None,
         announce: Announce | None = None,
         asked: Mapping[str, Json] | None = None,
+        sql: SqlSession | None = None,
     ) -> RunResult:
-        """Run what `prepare` made."""
+        """Run what `prepare` made. `sql` is the database of a SQL batch (`halo.sql.batch`)."""
         inputs = RunInputs(
             plan=prepared.plan,
             stats=prepared.stats,
@@ -239,9 +253,13 @@ class Session:
             seed=self.config.seed,
             tenant=self.config.tenant,
             prime=self.config.prime,
+            share=self.config.share,
+            warm=self.config.warm,
+            overlap=self.config.overlap,
             budget=self.config.limits,
             out=Path(out) if out is not None else None,
             resume=resume,
+            sql=sql,
             manifest={"config": self._manifest_config(), **(asked or {})},
             replan=self._replanner(prepared),
         )
@@ -257,10 +275,12 @@ class Session:
             elapsed_s=finished.elapsed_s,
             run_clock_s=finished.run_clock_s,
             cpu_s=finished.cpu_s,
+            warmed_tokens=finished.warmed_tokens,
             out=inputs.out,
             stopped=finished.stopped,
             budget_reached=finished.budget_reached,
             engine_requests=finished.engine_requests,
+            recovered=finished.recovered,
         )
 
     def evaluate(self, plan: LogicalPlan, tools: Mapping[str, ToolSpec]) -> Json:
@@ -276,11 +296,15 @@ class Session:
     async def _run(self, handle: RunHandle, prepared: Prepared, announce: Announce) -> Finished:
         plan = prepared.plan
         engines: dict[str, Backend] = {}
+        if self._choice_warning:
+            announce(self._choice_warning)
+            self._choice_warning = ""
         for worker in plan.workers:
             if worker.name not in self._engines:
+                options = self._engine_options(announce)
                 try:
                     self._engines[worker.name] = await create_backend(
-                        worker.engine, worker.model, handle.clock, self._engine_options()
+                        worker.engine, worker.model, handle.clock, options
                     )
                 except BackendError as error:
                     if not plan.shares:
@@ -342,9 +366,11 @@ class Session:
         if not name and self.config.engine == "local":
             from runtime.models.choice import choose_default
 
-            name, _ = choose_default()
+            name, self._choice_warning = choose_default()
+        elif not name:
+            name = default_model(self.config.engine, self._engine_options())
         self._default_model = self._default_model or name
-        return name or "simulated"
+        return name
 
     def _workers(self, model: str) -> list[Worker]:
         """The workers of a model: one for each engine that the session has."""
@@ -359,11 +385,25 @@ class Session:
             workers.append(worker)
         return workers
 
+    def why_not_model(self, name: str) -> str:
+        """Why the session's engine cannot serve a model of this name; empty when it can."""
+        try:
+            describe_backend(self.config.engine, name, self._engine_options())
+        except HaloError as error:
+            return str(error)
+        return ""
+
     def _worker(self, model: str, engine: str) -> Worker:
         name = self._model(model)
-        offered = describe_backend(engine, name, self._engine_options())
+        worker = f"{engine}:{name}"
+        opened = self._engines.get(worker)
+        offered = (
+            describe_backend(engine, name, self._engine_options())
+            if opened is None
+            else opened.capabilities
+        )
         return Worker(
-            name=f"{engine}:{name}",
+            name=worker,
             engine=engine,
             model=name,
             max_in_flight=offered.max_in_flight,
@@ -372,13 +412,20 @@ class Session:
             prime_prefix=offered.prime_prefix,
         )
 
-    def _engine_options(self) -> EngineOptions:
+    def _engine_options(self, announce: Announce | None = None) -> EngineOptions:
         return EngineOptions(
             seed=self.config.seed,
             models_dir=self.config.models_dir,
             threads=self.config.threads,
             max_in_flight=self.config.max_in_flight,
             exact=self.config.exact,
+            announce=announce,
+            api_key=self.config.api_key.get_secret_value(),
+            tokenizer=self.config.tokenizer,
+            tenant=self.config.tenant,
+            steer=self.config.steer,
+            requests_per_minute=self.config.requests_per_minute,
+            tokens_per_minute=self.config.tokens_per_minute,
         )
 
     def _manifest_config(self) -> dict[str, Json]:

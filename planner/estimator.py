@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from planner.learnt import NOTHING_LEARNT, Learnt, Measured, pass_key
 from planner.logical import (
     Agent,
     Body,
@@ -45,8 +46,9 @@ from planner.logical import (
     walk,
 )
 from planner.row_demand import RowDemand, Size
-from planner.row_profile import Path, RowProfile, Rows
-from planner.stats import CountTokens, OpStats, PlanStats, Provenance, weakest
+from planner.row_profile import Path, RowProfile
+from planner.shape import shapes
+from planner.stats import CountTokens, OpStats, PlanStats, Provenance, RelationStats, weakest
 from planner.value_estimate import (
     ListShape,
     Value,
@@ -101,10 +103,19 @@ class _Scope:
 class Estimator:
     """Estimates one plan. Iterative over operators; recursive over the nesting of bodies."""
 
-    def __init__(self, plan: LogicalPlan, rows: Rows, count_tokens: CountTokens) -> None:
+    def __init__(
+        self,
+        plan: LogicalPlan,
+        profile: RowProfile,
+        count_tokens: CountTokens,
+        learnt: Learnt = NOTHING_LEARNT,
+    ) -> None:
         self._plan = plan
-        self._profile = RowProfile(rows, count_tokens)
+        self._profile = profile
         self._count_tokens = count_tokens
+        self._learnt = learnt
+        self._shapes = shapes(plan) if learnt.ops else {}
+        self._relations: dict[str, RelationStats] = {}
         self._literals: dict[str, int] = {}
         self._fans: list[float] = []
         self._ops: dict[str, OpStats] = {}
@@ -124,7 +135,11 @@ class Estimator:
         self._pass(demand, counting=True)
         sizes = {scan.source: self._profile.n_rows(scan.source) for scan in scans}
         orders = {source: self._profile.grouped(source, self._grouping(source)) for source in sizes}
-        return PlanStats(self._ops, sizes, orders)
+        return PlanStats(self._ops, sizes, self._relations, orders)
+
+    def _measured(self, op: Op) -> Measured | None:
+        """What runs have taught about an operator."""
+        return self._learnt.of(self._shapes[op.fingerprint]) if self._shapes else None
 
     def _pass(self, demand: RowDemand, counting: bool) -> None:
         values: dict[Op, Value] = {}
@@ -142,20 +157,28 @@ class Estimator:
     # --- relations -------------------------------------------------------------------------------
 
     def _relation(self, op: Relation, values: dict[Op, Value], demand: RowDemand) -> Size:
-        """The expected rows of a relation, which are its `uses`."""
-        size = self._relation_size(op, values, demand)
-        is_call = isinstance(op, SqlRows)
-        self._add(
-            op,
-            OpStats(
-                uses=size.rows,
-                distinct=size.rows,
-                calls=float(is_call),
-                calls_alone=float(len(self._plan.users[op])) if is_call else 0.0,
-                calls_from=size.source,
-            ),
-        )
-        return size
+        """The expected rows of a relation."""
+        if isinstance(op, Filter):
+            stats = self._filter(op, demand.rows_of(op.rows))
+        else:
+            size = self._relation_size(op, values, demand)
+            stats = RelationStats(size.rows, size.source)
+        self._relations[op.fingerprint] = stats
+        if isinstance(op, SqlRows):
+            self._add(op, OpStats(1.0, 1.0, 1.0, float(len(self._plan.users[op]))))
+        return Size(stats.rows, stats.rows_from)
+
+    def _filter(self, op: Filter, rows: Size) -> RelationStats:
+        measured = None
+        if self._shapes:
+            measured = self._learnt.of(pass_key(self._shapes[op.predicate.fingerprint]))
+        rate = measured.pass_rate if measured is not None else None
+        if measured is None or rate is None:
+            kept = rows.times(ASSUMED_PASS_RATE, "assumed")
+            return RelationStats(kept.rows, kept.source, ASSUMED_PASS_RATE)
+        low, high = measured.pass_interval
+        kept = rows.times(rate, self._learnt.source)
+        return RelationStats(kept.rows, kept.source, rate, low, high, self._learnt.source)
 
     def _relation_size(self, op: Relation, values: dict[Op, Value], demand: RowDemand) -> Size:
         rows = [demand.rows_of(each) for each in op.inputs if isinstance(each, Relation)]
@@ -164,8 +187,6 @@ class Estimator:
                 return Size(float(self._profile.n_rows(source)))
             case SqlRows():
                 return Size(ASSUMED_QUERY_ROWS, "assumed")
-            case Filter():
-                return rows[0].times(ASSUMED_PASS_RATE, "assumed")
             case Limit(count=count, offset=offset):
                 left = max(0.0, rows[0].rows - offset)
                 return Size(min(left, float(count)), rows[0].source)
@@ -213,7 +234,7 @@ class Estimator:
                 value = values[relation.inputs[1 + at]]
                 if at < relation.n_keys:
                     return value
-                rows = self._ops[relation.inputs[0].fingerprint].uses
+                rows = self._relations[relation.inputs[0].fingerprint].rows
                 shape = ListShape(rows / max(1.0, demand_rows), "assumed")
                 whole = joined([value], weights=[shape.items])
                 keys = caused_by([values[key] for key in relation.keys])
@@ -242,7 +263,7 @@ class Estimator:
                 return self._nested(op, inputs, scope)
             case Column() if not isinstance(op.inputs[0], Scan):
                 relation = op.inputs[0]
-                value = self._row_column(op, values, self._ops[relation.fingerprint].uses)
+                value = self._row_column(op, values, self._relations[relation.fingerprint].rows)
                 self._note(op, value, scope)
                 return value
             case _:
@@ -319,6 +340,9 @@ class Estimator:
         if isinstance(op, Choose):
             options = [self._count_tokens(option) for option in op.options]
             answer_tokens, answer_from = sum(options) / len(options), "declared"
+        measured = self._measured(op)
+        if measured is not None and measured.mean_output_tokens is not None:
+            answer_tokens, answer_from = measured.mean_output_tokens, self._learnt.source
         segments = [*(op.system.segments if op.system else ()), *op.prompt.segments]
         prompt = self._text(segments, inputs)
         per_call = self._length(prompt, causes)

@@ -16,7 +16,13 @@ from planner.stats import OpStats, PlanStats, Provenance
 
 WIDTH = 120
 LISTED = 6
-_MARKS: dict[Provenance, str] = {"exact": "", "declared": "^", "assumed": "~"}
+_MARKS: dict[Provenance, str] = {
+    "exact": "",
+    "sampled": "°",
+    "learnt": "*",
+    "declared": "^",
+    "assumed": "~",
+}
 
 
 def render_text(view: View) -> str:
@@ -95,10 +101,19 @@ def _footer(view: View) -> Iterator[str]:
         in_flight = f"{view.physical.rows_in_flight} rows in flight"
         yield f"rows: {', '.join([*orders, in_flight])}"
     if view.stats is not None:
-        yield "~ assumed   ^ declared   no mark: counted on the rows"
+        yield _legend(view.stats)
     if view.actual_total is not None and view.reuse is not None:
         yield calls_saved(view.actual_total)
         yield f"prefix reuse: {prefix_reuse(view.reuse, view.volatile)}"
+
+
+def _legend(stats: PlanStats) -> str:
+    used = {s.output_from for s in stats.ops.values()}
+    used |= {found.pass_from for found in stats.relations.values()}
+    marks = ["~ assumed", "^ declared"]
+    marks += ["* learnt from earlier runs"] if "learnt" in used else []
+    marks += ["° measured on a sample of the rows"] if "sampled" in used else []
+    return "   ".join([*marks, "no mark: counted on the rows"])
 
 
 def calls_saved(total: OpMetrics) -> str:
@@ -177,15 +192,26 @@ def _tail(view: View, node: Node) -> str:
     if len(node.queries) > 1 and not node.depth:
         tail += f"  shared by {_few([shown_name(q) for q in node.queries], limit)}"
     if isinstance(node.op, Relation) and view.stats is not None:
-        tail += f"  {_rows(view.stats, node.op)} rows"
+        tail += f"  {_rows(view.stats, node.op)}"
     return tail
 
 
 def _rows(stats: PlanStats, relation: Relation) -> str:
+    """The rows of a relation, and of a filter its pass rate.
+
+    A rate is printed with half the width of its 95 % interval: `pass 0.31 ±0.06`."""
     if isinstance(relation, Scan):
-        return whole(stats.rows.get(relation.source, 0))
-    expected = stats.of(relation)
-    return _marked(expected.uses, expected.calls_from)
+        return f"{whole(stats.rows.get(relation.source, 0))} rows"
+    found = stats.relations.get(relation.fingerprint)
+    if found is None:
+        return ""
+    rows = f"{_marked(found.rows, found.rows_from)} rows"
+    if found.pass_rate is None:
+        return rows
+    spread = (found.pass_high - found.pass_low) / 2
+    measured = found.pass_from not in ("assumed", "declared")
+    interval = f" ±{spread:.2f}" if measured else ""
+    return f"{rows}  pass {_MARKS[found.pass_from]}{found.pass_rate:.2f}{interval}"
 
 
 def _few(names: Sequence[str], limit: int | None) -> str:

@@ -412,7 +412,8 @@ class Executor:
         if (target.query, row.key) in self._recorded:
             query.recorded += 1
             return
-        outcome = Outcome(target.query, row.index, row.key, value, error)
+        ended_s = self._clock.now_s() - self._began_s
+        outcome = Outcome(target.query, row.index, row.key, value, error, ended_s=ended_s)
         self._store.record_outcome(outcome)
         query.outcomes.append(outcome)
         query.failed += error is not None

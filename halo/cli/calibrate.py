@@ -54,7 +54,7 @@ def calibrate(
         refused = error
     if refused is None:
         source = f"halo calibrate: {samples.engine}, {samples.model}; {result.summary()}"
-        write_hardware(result.hardware, target, source)
+        write_hardware(result.profile(), target, source)
     if json_out:
         print(json.dumps(_document(samples, result, None if refused else target), indent=2))
         return 1 if refused else 0
