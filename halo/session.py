@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 from halo.config import Config, load_config
 from halo.errors import HaloError, WorkflowError
 from halo.flow import Flow, Traced
+from halo.gantt import explain_schedule, is_gantt
 from halo.result import RunResult
 from halo.rows import RowSet, read_rows, rows_from
 from planner.explain import explain, explain_physical
@@ -198,6 +199,8 @@ class Session:
             return explain(
                 prepared.plan.logical, stats=prepared.stats, format=format, verbose=verbose
             )
+        if stage == "physical" and is_gantt(format):
+            return explain_schedule(prepared.plan, prepared.stats, format)
         if stage == "physical":
             return explain_physical(prepared.plan, prepared.stats, format=format, verbose=verbose)
         raise WorkflowError(

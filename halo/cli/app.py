@@ -106,7 +106,7 @@ def explain(
         Path | None, typer.Option("--analyze", metavar="DIR", help="a run: estimate beside actual")
     ] = None,
     stage: Annotated[str, typer.Option(help="bound, merged, optimized or physical")] = "physical",
-    format: Annotated[str, typer.Option(help="text, json, mermaid, dot or html")] = "text",
+    format: Annotated[str, typer.Option(help="text, json, mermaid, dot, html or gantt")] = "text",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="show whole prompts")] = False,
     model: Model = None,
     engine: Engine = None,
