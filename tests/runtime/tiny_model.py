@@ -14,7 +14,7 @@ CHAT_TEMPLATE = (
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>")
-HIDDEN, HEADS, KV_HEADS, LAYERS, INNER, CONTEXT = 64, 2, 1, 2, 128, 512
+HIDDEN, HEADS, KV_HEADS, LAYERS, INNER, CONTEXT = 64, 2, 1, 2, 128, 4096
 
 
 def byte_letters() -> list[str]:

@@ -162,7 +162,7 @@ def world(tmp_path: Path, tiny_gguf: Path) -> Generator[World]:
         sha256=hashlib.sha256(original).hexdigest(),
         size_bytes=len(original),
         download_bytes=sum(len(f) for n, f in files.items() if "-1.0-" in n),
-        context_tokens=512,
+        context_tokens=4096,
         kv_values_per_token=128,
         memory_bytes=1,
         licence="MIT",
@@ -181,7 +181,7 @@ def test_a_pulled_model_is_the_pinned_file(world: World, html: bool) -> None:
     told: list[tuple[str, int, int]] = []
     model = world.store().pull("tiny", lambda *args: told.append(args))
     assert model.weights.read_bytes() == world.original
-    assert (model.context_tokens, model.kv_values_per_token) == (512, 128)
+    assert (model.context_tokens, model.kv_values_per_token) == (4096, 128)
     name, done, total = told[-1]
     assert name == "tiny" and (html or done == total == world.entry.download_bytes)
     assert [t[1] for t in told] == sorted(t[1] for t in told)
