@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from runtime.backends.base import Request
+from runtime.backends.choice_grammar import choice_grammar
 from runtime.backends.openvino_protocol import Event
 from runtime.backends.openvino_settings import BLOCK_TOKENS, EngineSettings
 from runtime.errors import BackendError, ContextOverflowError
@@ -354,9 +355,7 @@ def _grammar(request: Request) -> Any:
 
     output = genai.StructuredOutputConfig
     if request.options:
-        texts = [output.ConstString(option) for option in dict.fromkeys(request.options)]
-        union = texts[0] if len(texts) == 1 else output.Union(texts)
-        return output(structural_tags_config=union)
+        return output(grammar=choice_grammar(request.options))
     if request.schema_json is not None:
         return output(json_schema=request.schema_json)
     return None

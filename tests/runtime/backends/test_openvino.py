@@ -180,7 +180,7 @@ def test_more_than_the_cache_holds_is_computed_all_the_same(store: ModelStore) -
     )
     engine = open_engine(small)
     requests = [
-        replace(ASK, key=str(i), messages=(Message("user", f"{i} " + "hello " * 600),))
+        replace(ASK, key=str(i), messages=(Message("user", f"{i} " + "hello " * 340),))
         for i in range(16)
     ]
     assert {e["event"] for e in ask(engine, *requests)} == {"done"}

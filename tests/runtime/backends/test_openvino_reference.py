@@ -77,7 +77,8 @@ def test_prompts_are_tokenized_as_the_model_was_trained(
 ) -> None:
     tokenizer, _ = reference
     texts = [
-        *PROMPTS, "", " ", "\n\n\n", "a  b\t\tc", "12345 6 78", "naïve café", "日本語のテキスト", "🎉🎉",
+        *PROMPTS, "", " ", "\n\n\n", "a  b\t\tc", "12345 6 78", "naïve café", "日本語のテキスト",
+        "🎉🎉",
         "x = {'a': [1, 2]}  # comment", "    indented\n\tcode", "ALL CAPS don't I'll we've",
         "trailing space ", " leading", "\r\n windows", "…—“quotes”", "a" * 300,
     ]  # fmt: skip
