@@ -154,6 +154,9 @@ class SqlRows(Relation):
 
     Whether rows have an order is the query's business: those of one run keep the order that DuckDB
     gave them.
+
+    With `into`, the rows stay in DuckDB, in the run's table of that name, and the relation has one
+    row: how many there are (column "rows"). A result of any size costs no memory here.
     """
 
     database: str = ""
@@ -164,6 +167,7 @@ class SqlRows(Relation):
     read_only: bool = True
     volatile: bool = False
     call_id: str = ""
+    into: str = ""
 
     @property
     def own_effect(self) -> Effect:

@@ -23,11 +23,11 @@ _MAX_STRING_BYTES = 1 << 28
 _MAX_DIMENSIONS = 8
 
 TENSOR_TYPES = {
-    # number: (name, values a block, bytes a block); from ggml's type table
+    # number: (name, values a block, bytes a block), as in ggml's type table
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20),
-    6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 36),
+    6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34),
     10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176),
-    14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66),
+    14: ("Q6_K", 256, 210), 16: ("IQ2_XXS", 256, 66),
     17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50),
     20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
     23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4),
@@ -38,20 +38,24 @@ TENSOR_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """A tensor's description. `shape` is innermost first, as the file has it."""
+    """A tensor's description. `shape` is innermost first, as the file has it; `offset` counts from
+    `GgufHeader.data_start`."""
 
     name: str
     shape: tuple[int, ...]
     type: str
+    offset: int
+    size_bytes: int
 
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """A GGUF file's metadata and tensors."""
+    """A GGUF file's metadata and tensors, and where in the file the data of the tensors begins."""
 
     path: Path
     metadata: dict[str, Any]
     tensors: tuple[GgufTensor, ...]
+    data_start: int
 
     @property
     def architecture(self) -> str:
@@ -137,23 +141,18 @@ class _Reader:
         for _ in range(n_pairs):
             key = self._string()
             metadata[key] = self._value(self._scalar(4))
-        tensors: list[GgufTensor] = []
-        ends = [0]
-        for _ in range(n_tensors):
-            tensor, end = self._tensor()
-            tensors.append(tensor)
-            ends.append(end)
+        tensors = [self._tensor() for _ in range(n_tensors)]
         alignment = metadata.get("general.alignment", 32)
         start = -(-self._file.tell() // alignment) * alignment
-        needed = start + max(ends)
+        needed = start + max((t.offset + t.size_bytes for t in tensors), default=0)
         if self._size_bytes < needed:
             raise ModelFileError(
                 f"{self._path} is truncated: it has {self._size_bytes:,} bytes and its tensors "
                 f"need {needed:,}; fetch it again"
             )
-        return GgufHeader(self._path, metadata, tuple(tensors))
+        return GgufHeader(self._path, metadata, tuple(tensors), start)
 
-    def _tensor(self) -> tuple[GgufTensor, int]:
+    def _tensor(self) -> GgufTensor:
         name = self._string()
         n_dimensions = self._scalar(4)
         if n_dimensions > _MAX_DIMENSIONS:
@@ -168,7 +167,8 @@ class _Reader:
         n_values = 1
         for length in shape:
             n_values *= length
-        return GgufTensor(name, shape, type_name), offset + n_values // block_values * block_bytes
+        size_bytes = n_values // block_values * block_bytes
+        return GgufTensor(name, shape, type_name, offset, size_bytes)
 
     def _value(self, kind: int) -> Any:
         if kind == _STRING:

@@ -21,6 +21,8 @@ Check = Callable[[Backend, Clock], Coroutine[Any, Any, T]]
 ENGINES = [
     pytest.param(("simulated", "any"), id="simulated"),
     pytest.param(("local", "smollm2-135m-instruct"), id="local", marks=pytest.mark.live),
+    pytest.param(("torch", "checkpoint"), id="torch"),
+    pytest.param(("torch", "smollm2-135m-instruct"), id="torch-135m", marks=pytest.mark.live),
 ]
 
 
@@ -28,11 +30,14 @@ ENGINES = [
 def run(request: pytest.FixtureRequest) -> Callable[[Check[Any]], Any]:
     """Runs a check on an engine that is opened and closed around it."""
     engine, model = request.param
+    if model == "checkpoint":
+        model = str(request.getfixturevalue("checkpoint"))
 
     def on_engine(check: Check[Any]) -> Any:
         async def main() -> Any:
             clock = LoopClock()
-            backend = await create_backend(engine, model, clock, EngineOptions())
+            options = EngineOptions(exact=engine == "torch", threads=1)
+            backend = await create_backend(engine, model, clock, options)
             try:
                 return await check(backend, clock)
             finally:
@@ -56,11 +61,20 @@ SCHEMA = {
 
 
 @pytest.mark.parametrize(
-    "engine", [pytest.param("simulated"), pytest.param("local", marks=pytest.mark.live)]
+    "engine",
+    [
+        pytest.param("simulated"),
+        pytest.param("local", marks=pytest.mark.live),
+        pytest.param("torch"),
+    ],
 )
-def test_what_is_described_is_what_is_opened(engine: str) -> None:
+def test_what_is_described_is_what_is_opened(
+    engine: str, request: pytest.FixtureRequest
+) -> None:
     async def main() -> None:
         model = "smollm2-135m-instruct"
+        if engine == "torch":
+            model = str(request.getfixturevalue("checkpoint"))
         described = describe_backend(engine, model, EngineOptions())
         backend = await create_backend(engine, model, LoopClock(), EngineOptions())
         try:
