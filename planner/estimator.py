@@ -447,9 +447,8 @@ class Estimator:
                 if isinstance(segment, str):
                     segments.append(segment)
                 else:
-                    segments.append(
-                        self._reference(op.inputs[segment.index], inputs[segment.index])
-                    )
+                    read, value = op.inputs[segment.index], inputs[segment.index]
+                    segments.append(self._reference(read, value))
             segments.append(TURN)
         known = self._templates.get(op.fingerprint)
         if known is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from costmodel.prefix_cache import PrefixCache
 from planner.prefix_tree import PrefixNode, PrefixTree, Reference
@@ -94,14 +95,17 @@ def _paths(node: PrefixNode) -> Sequence[tuple[str, object]]:
     return node.edge.paths if isinstance(node.edge, Reference) else ()
 
 
+_Part: TypeAlias = "tuple[int, Sequence[Sequence[int]], Sequence[int] | None, float, bool]"
+"""Number of the node, codes of the columns that decide a value, lengths by code of the first, mean
+length, whether it differs from row to row whatever the columns."""
+
+
 class _Prompt:
     """The prompt of one operator on any row."""
 
     def __init__(self, op: str, path: Sequence[PrefixNode], profile: RowProfile) -> None:
         self.op = op
-        self._parts: list[
-            tuple[int, Sequence[Sequence[int]], Sequence[int] | None, float, bool]
-        ] = []
+        self._parts: list[_Part] = []
         for node in path:
             if isinstance(node.edge, str):
                 tokens = float(profile.count_tokens(node.edge))

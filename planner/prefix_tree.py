@@ -193,12 +193,14 @@ class PrefixTree:
         node = self.roots[template.model]
         path: list[PrefixNode] = []
         for segment in template.segments:
-            rest = segment
+            rest: Segment = segment
             while rest != "":
                 node = node.children[_key(rest)]
                 path.append(node)
-                in_text = isinstance(rest, str) and isinstance(node.edge, str)
-                rest = rest[len(node.edge) :] if in_text else ""
+                if isinstance(rest, str) and isinstance(node.edge, str):
+                    rest = rest[len(node.edge) :]
+                else:
+                    rest = ""
         return tuple(path)
 
 

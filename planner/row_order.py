@@ -68,9 +68,8 @@ def best_order(templates: Sequence[Template], source: str, profile: RowProfile) 
     """The order of the rows of `source`; see the module."""
     n_rows = profile.n_rows(source)
     given = tuple(range(n_rows))
-    starts = [
-        each for each in beginnings(templates, source, n_rows) if _repeats(each, source, profile)
-    ]
+    starts = beginnings(templates, source, n_rows)
+    starts = [each for each in starts if _repeats(each, source, profile)]
     if not starts or n_rows < 2:
         return given
     coded = _Coded(starts, source, profile)

@@ -50,7 +50,7 @@ class RowProfile:
         return count
 
     def codes(self, path: Dependency) -> Sequence[int]:
-        """For each row a number that is equal where the values at `path` are, by first appearance."""
+        """For each row a number that is equal where the values at `path` are equal."""
         return self._code(path).codes
 
     def token_counts(self, path: Dependency) -> Sequence[int]:
