@@ -25,11 +25,14 @@ from halo.flow import Flow, Traced
 from halo.gantt import explain_schedule, is_gantt
 from halo.result import RunResult
 from halo.rows import RowSet, read_rows, rows_from
+from planner.context import PlanContext
 from planner.explain import explain, explain_physical
-from planner.logical import Json, LogicalPlan, ModelOp
+from planner.learnt import NOTHING_LEARNT, Learnt
+from planner.logical import Effect, Json, LogicalPlan, ModelOp
 from planner.merge import merge
 from planner.physical import PhysicalPlan, Worker, place
-from planner.stats import PlanStats, estimate
+from planner.rewrite import Rewritten, rewrite
+from planner.stats import PlanStats
 from planner.verify import verify
 from runtime.backends.base import Backend
 from runtime.backends.create import EngineOptions, create_backend, default_model, describe_backend
@@ -69,10 +72,12 @@ class Query:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch, planned: what explain shows and run executes."""
+    """A batch, planned: what explain shows and run executes. `rewritten` says how the merged plan
+    became the logical plan of `plan`."""
 
     queries: tuple[Query, ...]
     bound: tuple[LogicalPlan, ...]
+    rewritten: Rewritten
     plan: PhysicalPlan
     stats: PlanStats
     tools: Mapping[str, ToolSpec]
@@ -95,6 +100,7 @@ class Session:
         self.config = config
         self._default_model = ""
         self._choice_warning = ""
+        self._lessons: Learnt | None = None
         self._engines: dict[str, Backend] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -121,14 +127,22 @@ class Session:
             queries.append(Query(name, each.trace(row_set.source, row_set.columns), row_set))
         return self._plan(tuple(queries))
 
-    def _plan(self, queries: tuple[Query, ...]) -> Prepared:
+    def _plan(self, queries: tuple[Query, ...], learnt: Learnt = NOTHING_LEARNT) -> Prepared:
         tools = _merge_tools(queries)
         logical = merge({query.name: query.traced.plan for query in queries})
         verify(logical)
         sources = {query.rows.source: query.rows.rows for query in queries}
-        stats = estimate(logical, sources, _estimated_tokens)
         models = {op.model for op in logical.walk_all() if isinstance(op, ModelOp)}
         workers = {model: self._workers(model) for model in sorted(models)}
+        context = PlanContext(
+            rows=sources,
+            count_tokens=_estimated_tokens,
+            learnt=self._learnt() + learnt,
+            enforces_choice=all(worker.choice for those in workers.values() for worker in those),
+        )
+        rewritten = rewrite(logical, context, off=self.config.off, on=self.config.on)
+        logical = rewritten.plan
+        stats = context.stats(logical, orders=True)
         plan = place(logical, stats, {model: those[0] for model, those in workers.items()})
         if not self.config.prefix_order:
             in_order = {name: tuple(range(len(order))) for name, order in plan.row_order.items()}
@@ -137,7 +151,15 @@ class Session:
         if scheduled is not None:
             plan = scheduled.physical
         bound = tuple(q.traced.plan for q in queries)
-        return Prepared(queries, bound, plan, stats, tools, scheduled)
+        return Prepared(queries, bound, rewritten, plan, stats, tools, scheduled)
+
+    def _learnt(self) -> Learnt:
+        """What the runs named in the configuration have taught; read once."""
+        if self._lessons is None:
+            from halo.learn import learnt_from
+
+            self._lessons = learnt_from(self.config.learn) if self.config.learn else NOTHING_LEARNT
+        return self._lessons
 
     def _schedule(
         self, plan: PhysicalPlan, stats: PlanStats, workers: Mapping[str, Sequence[Worker]]
@@ -161,6 +183,21 @@ class Session:
             max_steps=PLANNING_STEPS,
             timers=calibrated_timers(each, self.config.models_dir),
         )
+
+    def learn(self, prepared: Prepared, n_rows: int, announce: Announce | None = None) -> Prepared:
+        """The batch planned again with what a run over `n_rows` of its rows has taught: answer
+        lengths and pass rates. Makes the calls of those rows; their answers are not kept. Raises
+        `WorkflowError` for a batch that writes."""
+        writes = [op for op in prepared.plan.logical.walk_all() if op.effect is Effect.WRITE]
+        if writes:
+            raise WorkflowError(
+                f"a sample would run {writes[0].label or writes[0].kind!r}, which writes; plan "
+                "without a sample"
+            )
+        some = self.sampled(prepared, n_rows)
+        result = self.run_prepared(some, announce=announce)
+        runs = [(some.plan.logical, result.metrics)]
+        return self._plan(prepared.queries, Learnt.from_runs(runs, "sampled"))
 
     def sampled(self, prepared: Prepared, n_rows: int) -> Prepared:
         """The same batch over `n_rows` of its rows, spread evenly: its operators are those of the
@@ -195,14 +232,29 @@ class Session:
         if stage == "bound":
             parts = [explain(plan, format=format, verbose=verbose) for plan in prepared.bound]
             return "\n".join(parts)
-        if stage in ("merged", "optimized"):
+        rewritten = prepared.rewritten
+        if stage == "merged":
+            merged = rewritten.merged
+            stats = rewritten.context.stats(merged)
+            return explain(merged, stats=stats, format=format, verbose=verbose)
+        if stage == "optimized":
             return explain(
-                prepared.plan.logical, stats=prepared.stats, format=format, verbose=verbose
+                prepared.plan.logical,
+                stats=prepared.stats,
+                format=format,
+                verbose=verbose,
+                rewritten=rewritten,
             )
         if stage == "physical" and is_gantt(format):
             return explain_schedule(prepared.plan, prepared.stats, format)
         if stage == "physical":
-            return explain_physical(prepared.plan, prepared.stats, format=format, verbose=verbose)
+            return explain_physical(
+                prepared.plan,
+                prepared.stats,
+                format=format,
+                verbose=verbose,
+                rewritten=rewritten,
+            )
         raise WorkflowError(
             f"no stage {stage!r}; the stages are: bound, merged, optimized, physical"
         )
@@ -413,6 +465,7 @@ class Session:
             context_tokens=offered.context_tokens,
             prefix_cache=offered.prefix_cache,
             prime_prefix=offered.prime_prefix,
+            choice=offered.choice,
         )
 
     def _engine_options(self, announce: Announce | None = None) -> EngineOptions:

@@ -46,12 +46,13 @@ class PlanContext:
             self._profiles.append(RowProfile(self.rows, self.count_tokens))
         return self._profiles[0]
 
-    def stats(self, plan: LogicalPlan) -> PlanStats:
-        """The statistics of a plan over the rows."""
+    def stats(self, plan: LogicalPlan, *, orders: bool = False) -> PlanStats:
+        """The statistics of a plan over the rows; with `orders`, also in which order they share
+        most."""
         known = self._stats.get(plan.fingerprint)
-        if known is None:
+        if known is None or (orders and not known.prefix_order):
             from planner.estimator import Estimator
 
-            known = Estimator(plan, self.profile, self.count_tokens, self.learnt).run()
+            known = Estimator(plan, self.profile, self.count_tokens, self.learnt).run(orders=orders)
             self._stats[plan.fingerprint] = known
         return known

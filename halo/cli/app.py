@@ -36,6 +36,14 @@ Db = Annotated[Path | None, typer.Option(help="DuckDB database of SQL steps")]
 Budget = Annotated[
     str | None, typer.Option(help="stop at a limit, such as calls=500,tokens=2M,minutes=30")
 ]
+Off = Annotated[
+    list[str] | None, typer.Option(metavar="RULE", help="leave out a rewrite rule: --no-RULE too")
+]
+On = Annotated[list[str] | None, typer.Option(metavar="RULE", help="use an unsafe rewrite rule")]
+Learn = Annotated[
+    list[Path] | None, typer.Option(metavar="DIR", help="plan by what earlier runs measured")
+]
+Sample = Annotated[int, typer.Option(min=0, help="run this many rows first and plan by them")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on standard output")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="a run directory")]
@@ -80,6 +88,10 @@ def run(
         bool | None, typer.Option(help="send one call of a shared prefix first")
     ] = None,
     budget: Budget = None,
+    off: Off = None,
+    on: On = None,
+    learn: Learn = None,
+    sample: Sample = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="plan and print; make no call")
     ] = False,
@@ -91,11 +103,12 @@ def run(
 
     flags = settings(
         model=model, engine=engine, seed=seed, db=db, max_in_flight=max_in_flight, tenant=tenant,
-        exact=exact, prime=prime, budget=budget,
+        exact=exact, prime=prime, budget=budget, off=off, on=on, learn=learn,
     )  # fmt: skip
     return verb.run(
-        flows, input, out=out, config_file=config, flags=flags, dry_run=dry_run, json_out=json
-    )
+        flows, input, out=out, config_file=config, flags=flags, dry_run=dry_run, json_out=json,
+        sample=sample,
+    )  # fmt: skip
 
 
 @app.command()
@@ -107,11 +120,17 @@ def explain(
     ] = None,
     stage: Annotated[str, typer.Option(help="bound, merged, optimized or physical")] = "physical",
     format: Annotated[str, typer.Option(help="text, json, mermaid, dot, html or gantt")] = "text",
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="show whole prompts")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="whole prompts, and the plan after each rule")
+    ] = False,
     model: Model = None,
     engine: Engine = None,
     config: ConfigFile = None,
     db: Db = None,
+    off: Off = None,
+    on: On = None,
+    learn: Learn = None,
+    sample: Sample = 0,
     json: Json = False,
 ) -> int:
     """Print the plan with its estimates; --analyze DIR puts what happened beside them."""
@@ -119,7 +138,8 @@ def explain(
 
     return verb.explain(
         flows or [], input, analyze=analyze, stage=stage, format="json" if json else format,
-        verbose=verbose, config_file=config, flags=settings(model=model, engine=engine, db=db),
+        verbose=verbose, config_file=config, sample=sample,
+        flags=settings(model=model, engine=engine, db=db, off=off, on=on, learn=learn),
     )  # fmt: skip
 
 

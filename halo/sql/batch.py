@@ -279,7 +279,9 @@ class SqlBatch:
 
 
 def _failures_of(compiled: Compiled, run: RunResult, run_id: str) -> list[RowFailure]:
-    mine = {op.fingerprint for op in _operators(compiled)}
+    # As the plan was run: merging and rewriting change what operators are.
+    users = run.plan.logical.users
+    mine = {op.fingerprint for op, names in users.items() if compiled.name in names}
     found = {
         (each.op, each.row_key): RowFailure(
             run_id, compiled.name, each.error.op, each.row_key, each.error.attempts,
@@ -289,10 +291,6 @@ def _failures_of(compiled: Compiled, run: RunResult, run_id: str) -> list[RowFai
         if each.op in mine
     }  # fmt: skip
     return list(found.values())
-
-
-def _operators(compiled: Compiled) -> list[Any]:
-    return list(compiled.plan.walk())
 
 
 def _make_errors_table(database: OpenDatabase, errors: Sequence[RowFailure]) -> None:
