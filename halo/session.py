@@ -28,7 +28,7 @@ from halo.rows import RowSet, read_rows, rows_from
 from planner.context import PlanContext
 from planner.explain import explain, explain_physical
 from planner.learnt import NOTHING_LEARNT, Learnt
-from planner.logical import Effect, Json, LogicalPlan, ModelOp
+from planner.logical import Effect, Json, LogicalPlan, ModelOp, SqlRows
 from planner.merge import merge
 from planner.physical import PhysicalPlan, Worker, place
 from planner.rewrite import Rewritten, rewrite
@@ -53,6 +53,7 @@ Batch: TypeAlias = "Sequence[tuple[Flow, Any]]"
 T = TypeVar("T")
 Announce = Callable[[str], None]
 OnProgress = Callable[[Progress], None]
+CountRows = Callable[[SqlRows], int | None]
 
 PLANNING_STEPS = 60
 """Steps of local search: with them, not the clock, as the limit, equal batches get equal plans."""
@@ -113,8 +114,12 @@ class Session:
 
     # --- planning --------------------------------------------------------------------------------
 
-    def prepare(self, flow: Flow | Batch, rows: Any = None) -> Prepared:
-        """Trace, merge, verify, estimate and place a batch. Makes no call and loads no engine."""
+    def prepare(
+        self, flow: Flow | Batch, rows: Any = None, *, count_rows: CountRows | None = None
+    ) -> Prepared:
+        """Trace, merge, verify, estimate and place a batch. Makes no call and loads no engine.
+
+        `count_rows` tells how many rows a query of the plan makes, None when it cannot say."""
         pairs = _pairs(flow, rows)
         queries: list[Query] = []
         names: set[str] = set()
@@ -125,9 +130,14 @@ class Session:
                 name, n = f"{each.name}-{n}", n + 1
             names.add(name)
             queries.append(Query(name, each.trace(row_set.source, row_set.columns), row_set))
-        return self._plan(tuple(queries))
+        return self._plan(tuple(queries), count_rows=count_rows)
 
-    def _plan(self, queries: tuple[Query, ...], learnt: Learnt = NOTHING_LEARNT) -> Prepared:
+    def _plan(
+        self,
+        queries: tuple[Query, ...],
+        learnt: Learnt = NOTHING_LEARNT,
+        count_rows: CountRows | None = None,
+    ) -> Prepared:
         tools = _merge_tools(queries)
         logical = merge({query.name: query.traced.plan for query in queries})
         verify(logical)
@@ -138,6 +148,7 @@ class Session:
             rows=sources,
             count_tokens=_estimated_tokens,
             learnt=self._learnt() + learnt,
+            query_rows=_counted(logical, count_rows),
             enforces_choice=all(worker.choice for those in workers.values() for worker in those),
         )
         rewritten = rewrite(logical, context, off=self.config.off, on=self.config.on)
@@ -441,12 +452,17 @@ class Session:
         return workers
 
     def why_not_model(self, name: str) -> str:
-        """Why the session's engine cannot serve a model of this name; empty when it can."""
+        """Why the session's engines cannot serve a model of this name; empty when they can."""
         try:
-            describe_backend(self.config.engine, name, self._engine_options())
+            self._workers(name)
         except HaloError as error:
             return str(error)
         return ""
+
+    def context_tokens(self, model: str) -> int | None:
+        """The context of a model, "" for the default one: the smallest where engines differ."""
+        known = [worker.context_tokens for worker in self._workers(model)]
+        return min((each for each in known if each is not None), default=None)
 
     def _worker(self, model: str, engine: str) -> Worker:
         name = self._model(model)
@@ -556,6 +572,16 @@ def _merge_tools(queries: Sequence[Query]) -> dict[str, ToolSpec]:
                     "rename one of them"
                 )
     return tools
+
+
+def _counted(plan: LogicalPlan, count_rows: CountRows | None) -> dict[str, int]:
+    if count_rows is None:
+        return {}
+    found: dict[str, int] = {}
+    for op in plan.walk():
+        if isinstance(op, SqlRows) and (count := count_rows(op)) is not None:
+            found[op.fingerprint] = count
+    return found
 
 
 def _estimated_tokens(text: str) -> int:

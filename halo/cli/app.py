@@ -111,6 +111,49 @@ def run(
     )  # fmt: skip
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def sql(
+    context: typer.Context,
+    text: Annotated[
+        str | None, typer.Argument(metavar="SQL", help="statements; none starts a shell")
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="statements of a file")] = None,
+    db: Db = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="run directory")] = None,
+    format: Annotated[str, typer.Option(help="table, json, jsonl, csv or parquet")] = "table",
+    param: Annotated[
+        list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="value of $NAME")
+    ] = None,
+    workflow: Annotated[
+        list[str] | None, typer.Option("--workflow", metavar="FLOW", help="for AI_RUN")
+    ] = None,
+    allow: Annotated[
+        list[Path] | None, typer.Option("--allow", metavar="DIR", help="files that may be read")
+    ] = None,
+    model: Model = None,
+    engine: Engine = None,
+    config: ConfigFile = None,
+    seed: Seed = None,
+    budget: Budget = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="plan and print; make no call")
+    ] = False,
+    json: Json = False,
+    yes: Yes = False,
+) -> int:
+    """Run SQL with AI functions; several statements are one batch. --no-RULE leaves a rule out."""
+    from halo.cli import sql as verb
+
+    extra = list(context.args)
+    if text is not None and text.startswith("--"):
+        extra, text = [text, *extra], None
+    return verb.sql(
+        text, file=file, out=out, format=format, params=param or [], workflows=workflow or [],
+        allow=allow or [], rules=extra, config_file=config, dry_run=dry_run, json_out=json,
+        flags=settings(model=model, engine=engine, seed=seed, db=db, budget=budget),
+    )  # fmt: skip
+
+
 @app.command()
 def explain(
     flows: Annotated[list[str] | None, typer.Argument(metavar="FLOW...")] = None,
