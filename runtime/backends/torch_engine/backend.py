@@ -69,18 +69,25 @@ def _load(
 ) -> tuple[LoadedModel, str]:
     import torch
 
-    from runtime.backends.torch_engine.linear import PRECISIONS, Precision, resolve_precision
+    from runtime.backends.torch_engine.linear import (
+        PRECISIONS,
+        Precision,
+        default_precision,
+        resolve_precision,
+    )
     from runtime.backends.torch_engine.loading import find_model, load_model
 
     # One setting of the whole process: torch has no other. All cores unless told otherwise.
     torch.set_num_threads(options.threads or usable_cores())
-    asked = torch_options.precision or ("float32" if options.exact else "bfloat16")
+    name = torch_options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    asked = torch_options.precision
+    if asked is None:
+        asked = "float32" if options.exact else default_precision(device)
     if asked not in PRECISIONS:
         raise BackendError(
             f"precision {asked!r}; the torch engine has {', '.join(PRECISIONS)}", backend=NAME
         )
-    name = torch_options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
     precision, note = resolve_precision(cast("Precision", asked), device)
     path = find_model(model, options.models_dir, announce=lambda _: None)
     keep = torch_options.swiftkv is not None

@@ -263,11 +263,10 @@ class Engine:
         fresh = step.cohort is None or step.cohort.group == 1
         prefilled = sum(len(c.slots) for c in step.chunks) if fresh else 0
         prefilled += sum(len(s.prompt) for s in step.selective)
-        decodes = len(step.decodes) - len(step.selective)
         metrics = StepMetrics(
             Usage(prefilled + step.hit_tokens, sampled, step.hit_tokens),
             prefilled,
-            decodes,
+            len(step.decodes),
             self.tree.stats.evicted_tokens - evicted,
             self.scheduler.preempted - preempted,
             len(self.scheduler.prefilling) + len(self.scheduler.decoding),

@@ -35,6 +35,8 @@ class Forward:
         """Compute the step. Returns the logits of rows that predict a token that is wanted."""
         decodes = self.decode.prepare(step.decodes) if step.decodes else []
         plan = PrefillPlan(step.chunks, self.pool, self.model.device) if step.chunks else None
+        if not decodes and plan is None:
+            return None, []
         n = len(decodes)
         wanted: list[int] = list(range(n))
         rows: LogitRows = [(s, s.n_tokens) for s in decodes]
