@@ -48,6 +48,7 @@ class OpMetrics:
         shared: uses answered by an equal call of the same batch.
         replayed: uses answered by what an earlier process of this run recorded.
         retries, errors: attempts after the first; uses that ended in an error.
+        kept: of a filter, the rows among `requested` for which its predicate was true.
         busy_s: seconds of the made calls, summed (they overlap).
         usage: tokens of the made calls.
     """
@@ -58,5 +59,6 @@ class OpMetrics:
     replayed: int = 0
     retries: int = 0
     errors: int = 0
+    kept: int = 0
     busy_s: float = 0.0
     usage: Usage = field(default_factory=Usage)

@@ -6,6 +6,7 @@ HaloError
 ├── PlanError                a plan cannot mean anything: cycle, duplicate name, bad bound
 ├── InvariantError           a defect in Halo: a plan broke a promise, naming the stage
 ├── ProfileError             a hardware, model or link profile is wrong
+├── SimulationError          a plan cannot be simulated: no room for a model, a circular order
 ├── BackendError             an engine could not answer (.backend, .retryable)
 │   ├── ContextOverflowError prompt and answer exceed the model's context (both numbers)
 │   ├── ModelNotFoundError   no such model (what exists, how to add one)
@@ -23,7 +24,7 @@ HaloError
 
 from __future__ import annotations
 
-from costmodel.errors import HaloError, ProfileError
+from costmodel.errors import HaloError, ProfileError, SimulationError
 from planner.errors import InvariantError, PlanError
 from runtime.errors import (
     BackendError,
@@ -69,6 +70,7 @@ __all__ = [
     "ProfileError",
     "RunDirectoryError",
     "RunLockedError",
+    "SimulationError",
     "ToolError",
     "ToolTimeoutError",
     "ValueTypeError",

@@ -14,10 +14,10 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from halo.config import Config, load_config
 from halo.errors import HaloError, WorkflowError
@@ -31,11 +31,17 @@ from planner.physical import PhysicalPlan, Worker, place
 from planner.stats import PlanStats, estimate
 from planner.verify import verify
 from runtime.backends.base import Backend
-from runtime.backends.create import EngineOptions, create_backend, describe_backend
-from runtime.clock import new_event_loop
+from runtime.backends.create import EngineOptions, create_backend, default_model, describe_backend
+from runtime.clock import new_event_loop, wall_s
+from runtime.errors import BackendError
 from runtime.executor import Progress
+from runtime.placement import Replan
 from runtime.run import Finished, RunHandle, RunInputs
+from runtime.sql_session import SqlSession
 from runtime.tools import ToolSpec
+
+if TYPE_CHECKING:
+    from planner.schedule.assign import ScheduledPlan
 
 Batch: TypeAlias = "Sequence[tuple[Flow, Any]]"
 """Several workflows with their rows: (workflow, rows) pairs, run as one merged batch."""
@@ -43,6 +49,9 @@ Batch: TypeAlias = "Sequence[tuple[Flow, Any]]"
 T = TypeVar("T")
 Announce = Callable[[str], None]
 OnProgress = Callable[[Progress], None]
+
+PLANNING_STEPS = 60
+"""Steps of local search: with them, not the clock, as the limit, equal batches get equal plans."""
 
 DRAIN_SECONDS = 5.0
 """How long an interrupted run waits for the calls in flight before it gives them up."""
@@ -66,6 +75,7 @@ class Prepared:
     plan: PhysicalPlan
     stats: PlanStats
     tools: Mapping[str, ToolSpec]
+    scheduled: ScheduledPlan | None = None
 
     @property
     def rows_by_source(self) -> dict[str, list[dict[str, Json]]]:
@@ -83,6 +93,7 @@ class Session:
             config = config.model_copy(update=settings)
         self.config = config
         self._default_model = ""
+        self._choice_warning = ""
         self._engines: dict[str, Backend] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -116,8 +127,44 @@ class Session:
         sources = {query.rows.source: query.rows.rows for query in queries}
         stats = estimate(logical, sources, _estimated_tokens)
         models = {op.model for op in logical.walk_all() if isinstance(op, ModelOp)}
-        plan = place(logical, stats, {model: self._worker(model) for model in sorted(models)})
-        return Prepared(queries, tuple(q.traced.plan for q in queries), plan, stats, tools)
+        workers = {model: self._workers(model) for model in sorted(models)}
+        plan = place(logical, stats, {model: those[0] for model, those in workers.items()})
+        if not self.config.prefix_order:
+            in_order = {name: tuple(range(len(order))) for name, order in plan.row_order.items()}
+            plan = replace(plan, row_order=in_order)
+        scheduled = self._schedule(plan, stats, workers)
+        if scheduled is not None:
+            plan = scheduled.physical
+        bound = tuple(q.traced.plan for q in queries)
+        return Prepared(queries, bound, plan, stats, tools, scheduled)
+
+    def _schedule(
+        self, plan: PhysicalPlan, stats: PlanStats, workers: Mapping[str, Sequence[Worker]]
+    ) -> ScheduledPlan | None:
+        """The rows split over workers, where a model has several; None where it has not."""
+        if not any(len(those) > 1 for those in workers.values()):
+            return None
+        from planner.schedule.assign import schedule_plan
+
+        return schedule_plan(
+            plan,
+            stats,
+            _estimated_tokens,
+            workers,
+            now=wall_s,
+            method=self.config.scheduler,
+            budget_s=self.config.planning_s,
+            seed=self.config.seed,
+            max_steps=PLANNING_STEPS,
+        )
+
+    def sampled(self, prepared: Prepared, n_rows: int) -> Prepared:
+        """The same batch over `n_rows` of its rows, spread evenly: its operators are those of the
+        whole batch, so that what they do tells about the whole."""
+        queries = tuple(
+            replace(query, rows=query.rows.spread(n_rows)) for query in prepared.queries
+        )
+        return self._plan(queries)
 
     def explain(
         self,
@@ -191,8 +238,9 @@ class Session:
         on_progress: OnProgress | None = None,
         announce: Announce | None = None,
         asked: Mapping[str, Json] | None = None,
+        sql: SqlSession | None = None,
     ) -> RunResult:
-        """Run what `prepare` made."""
+        """Run what `prepare` made. `sql` is the database of a SQL batch (`halo.sql.batch`)."""
         inputs = RunInputs(
             plan=prepared.plan,
             stats=prepared.stats,
@@ -202,10 +250,15 @@ class Session:
             seed=self.config.seed,
             tenant=self.config.tenant,
             prime=self.config.prime,
+            share=self.config.share,
+            warm=self.config.warm,
+            overlap=self.config.overlap,
             budget=self.config.limits,
             out=Path(out) if out is not None else None,
             resume=resume,
+            sql=sql,
             manifest={"config": self._manifest_config(), **(asked or {})},
+            replan=self._replanner(prepared),
         )
         handle = RunHandle(inputs)
         say = announce or logging.getLogger("halo").info
@@ -219,10 +272,12 @@ class Session:
             elapsed_s=finished.elapsed_s,
             run_clock_s=finished.run_clock_s,
             cpu_s=finished.cpu_s,
+            warmed_tokens=finished.warmed_tokens,
             out=inputs.out,
             stopped=finished.stopped,
             budget_reached=finished.budget_reached,
             engine_requests=finished.engine_requests,
+            recovered=finished.recovered,
         )
 
     def evaluate(self, plan: LogicalPlan, tools: Mapping[str, ToolSpec]) -> Json:
@@ -236,14 +291,44 @@ class Session:
         return outcome.value
 
     async def _run(self, handle: RunHandle, prepared: Prepared, announce: Announce) -> Finished:
+        plan = prepared.plan
         engines: dict[str, Backend] = {}
-        for worker in prepared.plan.workers:
+        if self._choice_warning:
+            announce(self._choice_warning)
+            self._choice_warning = ""
+        for worker in plan.workers:
             if worker.name not in self._engines:
-                self._engines[worker.name] = await create_backend(
-                    worker.engine, worker.model, handle.clock, self._engine_options()
-                )
+                options = self._engine_options(announce)
+                try:
+                    self._engines[worker.name] = await create_backend(
+                        worker.engine, worker.model, handle.clock, options
+                    )
+                except BackendError as error:
+                    if not plan.shares:
+                        raise
+                    plan = self._go_on_without(plan, worker, error, announce)
+                    continue
             engines[worker.name] = self._engines[worker.name]
+        if plan is not prepared.plan:
+            handle.use(plan)
         return await handle.run(engines)
+
+    def _go_on_without(
+        self, plan: PhysicalPlan, worker: Worker, error: BackendError, announce: Announce
+    ) -> PhysicalPlan:
+        """The plan of the workers that are left. Raises `PlanError` when that is none."""
+        from planner.schedule.to_plan import without_worker
+
+        plan, given_up = without_worker(plan, worker.name, str(error))
+        announce(given_up)
+        return plan
+
+    def _replanner(self, prepared: Prepared) -> Replan | None:
+        if prepared.scheduled is None:
+            return None
+        from planner.schedule.adapt import Replanner
+
+        return Replanner(prepared.scheduled, wall_s, max_steps=PLANNING_STEPS)
 
     def _wait(
         self,
@@ -278,16 +363,45 @@ class Session:
         if not name and self.config.engine == "local":
             from runtime.models.choice import choose_default
 
-            name, _ = choose_default()
+            name, self._choice_warning = choose_default()
+        elif not name:
+            name = default_model(self.config.engine, self._engine_options())
         self._default_model = self._default_model or name
-        return name or "simulated"
+        return name
 
-    def _worker(self, model: str) -> Worker:
+    def _workers(self, model: str) -> list[Worker]:
+        """The workers of a model: one for each engine that the session has."""
+        workers: list[Worker] = []
+        names: set[str] = set()
+        for engine in self.config.workers or (self.config.engine,):
+            worker = self._worker(model, engine)
+            name, n = worker.name, 2
+            while worker.name in names:
+                worker, n = replace(worker, name=f"{name}#{n}"), n + 1
+            names.add(worker.name)
+            workers.append(worker)
+        return workers
+
+    def why_not_model(self, name: str) -> str:
+        """Why the session's engine cannot serve a model of this name; empty when it can."""
+        try:
+            describe_backend(self.config.engine, name, self._engine_options())
+        except HaloError as error:
+            return str(error)
+        return ""
+
+    def _worker(self, model: str, engine: str) -> Worker:
         name = self._model(model)
-        offered = describe_backend(self.config.engine, name, self._engine_options())
+        worker = f"{engine}:{name}"
+        opened = self._engines.get(worker)
+        offered = (
+            describe_backend(engine, name, self._engine_options())
+            if opened is None
+            else opened.capabilities
+        )
         return Worker(
-            name=f"{self.config.engine}:{name}",
-            engine=self.config.engine,
+            name=worker,
+            engine=engine,
             model=name,
             max_in_flight=offered.max_in_flight,
             context_tokens=offered.context_tokens,
@@ -295,13 +409,20 @@ class Session:
             prime_prefix=offered.prime_prefix,
         )
 
-    def _engine_options(self) -> EngineOptions:
+    def _engine_options(self, announce: Announce | None = None) -> EngineOptions:
         return EngineOptions(
             seed=self.config.seed,
             models_dir=self.config.models_dir,
             threads=self.config.threads,
             max_in_flight=self.config.max_in_flight,
             exact=self.config.exact,
+            announce=announce,
+            api_key=self.config.api_key.get_secret_value(),
+            tokenizer=self.config.tokenizer,
+            tenant=self.config.tenant,
+            steer=self.config.steer,
+            requests_per_minute=self.config.requests_per_minute,
+            tokens_per_minute=self.config.tokens_per_minute,
         )
 
     def _manifest_config(self) -> dict[str, Json]:
@@ -313,7 +434,8 @@ class Session:
 
     def _ensure_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
-            loop = new_event_loop(virtual=self.config.engine == "simulated")
+            engines = self.config.workers or (self.config.engine,)
+            loop = new_event_loop(virtual=all(engine == "simulated" for engine in engines))
             self._thread = threading.Thread(target=loop.run_forever, name="halo", daemon=True)
             self._thread.start()
             self._loop = loop

@@ -10,20 +10,30 @@ from planner.listing import Node
 from planner.logical import (
     Agent,
     Choose,
+    Collect,
     Column,
     Compare,
     Const,
     Effect,
     Field,
+    Filter,
+    Flatten,
     Format,
     Generate,
+    Group,
+    Limit,
     Loop,
     ModelOp,
+    Pairs,
     Project,
     Prompt,
+    Recover,
     Reduce,
+    Relation,
     Scan,
+    Sort,
     Sql,
+    SqlRows,
     Tool,
     ToolRef,
     render_value,
@@ -81,6 +91,8 @@ def _fields(node: Node, width: int | None) -> list[str]:
         case Scan(source=source, columns=columns):
             names = _listed([shown_name(name) for name in columns], width)
             return [shown_name(source), f"columns={names}"]
+        case Relation() as op:
+            return _relation_fields(op, node.inputs, width)
         case Column(name=name):
             return [shown_name(name)]
         case Const() as op:
@@ -92,8 +104,10 @@ def _fields(node: Node, width: int | None) -> list[str]:
         case Project(names=names):
             pairs = zip(names, node.inputs, strict=True)
             return [_listed([f"{shown_name(n)}={i}" for n, i in pairs], width)[1:-1]]
-        case Compare(operator=operator):
-            return [operator]
+        case Compare(operator=operator, nulls=nulls):
+            return [operator, "nulls"] if nulls else [operator]
+        case Recover(detail=detail):
+            return ["detail"] if detail else []
         case Generate() | Choose() | Agent() as op:
             return _model_fields(op, node.inputs, width)
         case Tool(tool=tool, params=params, call_id=call_id):
@@ -104,8 +118,8 @@ def _fields(node: Node, width: int | None) -> list[str]:
             return _sql_fields(op, node.inputs, width)
         case Reduce(fan_in=fan_in):
             return [f"fan_in={fan_in}"]
-        case Loop(max_rounds=max_rounds):
-            return [f"max_rounds={max_rounds}"]
+        case Loop(max_rounds=max_rounds, stop_when_stable=stable):
+            return [f"max_rounds={max_rounds}", *(["stop_when_stable"] if stable else [])]
         case _:
             return []
 
@@ -132,15 +146,65 @@ def _model_fields(op: ModelOp, inputs: Sequence[str], width: int | None) -> list
     return [*found, *_call_id(op.call_id, width)]
 
 
+def _relation_fields(op: Relation, inputs: Sequence[str], width: int | None) -> list[str]:
+    match op:
+        case Filter():
+            return [inputs[1]]
+        case Limit(count=count, offset=offset):
+            return [str(count), *([f"offset={offset}"] if offset else [])]
+        case SqlRows():
+            found = [quoted(op.text, width), f"columns={_listed(_shown(op.columns), width)}"]
+            if op.tables:
+                found.append(f"tables={_pairs(op.tables, inputs, width)}")
+            params = zip(op.params, inputs[len(op.tables) :], strict=True)
+            found += [f"${shown_name(name)}={value}" for name, value in params]
+            return [*found, *_database_fields(op, width)]
+        case Collect():
+            return [_pairs(op.columns, inputs[1:], width)[1:-1]]
+        case Flatten():
+            found = [_pairs(op.columns, inputs[1:], width)[1:-1]]
+            found += [f"position={shown_name(op.position)}"] if op.position else []
+            return [*found, "null_fails"] if op.null_fails else found
+        case Pairs():
+            found = [_pairs(op.columns, inputs[2:], width)[1:-1]]
+            on = [f"{shown_name(left)}={shown_name(right)}" for left, right in op.on]
+            return [*found, f"on={_listed(on, width)}"] if on else found
+        case Group(n_keys=n_keys):
+            keys = _pairs(op.columns[:n_keys], inputs[1 : 1 + n_keys], width)
+            lists = _pairs(op.columns[n_keys:], inputs[1 + n_keys :], width)
+            return [f"by={keys}", *([f"lists={lists}"] if op.values else [])]
+        case Sort():
+            by = _listed(_shown(op.by), width)
+            return [f"by={by}", _pairs(op.columns, inputs[1:], width)[1:-1]]
+        case _:
+            return []
+
+
+def _shown(names: Sequence[str]) -> list[str]:
+    return [shown_name(name) for name in names]
+
+
+def _pairs(names: Sequence[str], references: Sequence[str], width: int | None) -> str:
+    pairs = zip(names, references, strict=False)
+    return _listed([f"{shown_name(name)}={reference}" for name, reference in pairs], width)
+
+
+def _database_fields(op: Sql | SqlRows, width: int | None) -> list[str]:
+    found = [f"database={quoted(op.database, width)}"] if op.database else []
+    if not op.read_only:
+        found.append("read_only=false")
+    if op.volatile:
+        found.append("volatile")
+    if isinstance(op, Sql) and op.batched:
+        found.append("batched")
+    return [*found, *_call_id(op.call_id, width)]
+
+
 def _sql_fields(op: Sql, inputs: Sequence[str], width: int | None) -> list[str]:
     found = [quoted(op.text, width)] if op.text is not None else [f"text={inputs[0]}"]
     values = inputs if op.text is not None else inputs[1:]
     found += [f"${shown_name(n)}={i}" for n, i in zip(op.params, values, strict=True)]
-    if op.database:
-        found.append(f"database={quoted(op.database, width)}")
-    if not op.read_only:
-        found.append("read_only=false")
-    return [*found, *_call_id(op.call_id, width)]
+    return [*found, *_database_fields(op, width)]
 
 
 def _tool(tool: ToolRef) -> str:

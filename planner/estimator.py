@@ -6,36 +6,49 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from planner.learnt import NOTHING_LEARNT, Learnt, Measured, pass_key
 from planner.logical import (
     Agent,
     Body,
     Choose,
+    Collect,
     Column,
     Const,
     Effect,
     Field,
+    Filter,
+    Flatten,
     Format,
     Generate,
+    Group,
+    Limit,
     LogicalPlan,
     Loop,
     Map,
     ModelOp,
     Op,
     Ordered,
+    Pairs,
     Param,
     Project,
+    Recover,
     Reduce,
+    Relation,
     Result,
     Scan,
     Segment,
+    Sort,
     Sql,
+    SqlRows,
     Tool,
     When,
     render_value,
     walk,
 )
-from planner.row_profile import Path, RowProfile, Rows
-from planner.stats import CountTokens, OpStats, PlanStats, Provenance, weakest
+from planner.row_demand import RowDemand, Size
+from planner.row_profile import Path, RowProfile
+from planner.shape import shapes
+from planner.stats import CountTokens, OpStats, PlanStats, Provenance, RelationStats, weakest
 from planner.value_estimate import (
     ListShape,
     Value,
@@ -53,6 +66,11 @@ ANSWER_SHARE = 0.5
 that are used, and of rows that take a branch."""
 TOOL_ANSWER_TOKENS = 64.0
 """Assumed tokens of a tool's answer."""
+ASSUMED_PASS_RATE = 0.5
+"""Assumed share of rows that a filter keeps."""
+ASSUMED_QUERY_ROWS = 100.0
+ASSUMED_COLUMN_TOKENS = 16.0
+"""Assumed rows of a query that is not run yet, and tokens of a value in one of its columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,28 +103,149 @@ class _Scope:
 class Estimator:
     """Estimates one plan. Iterative over operators; recursive over the nesting of bodies."""
 
-    def __init__(self, plan: LogicalPlan, rows: Rows, count_tokens: CountTokens) -> None:
+    def __init__(
+        self,
+        plan: LogicalPlan,
+        profile: RowProfile,
+        count_tokens: CountTokens,
+        learnt: Learnt = NOTHING_LEARNT,
+    ) -> None:
         self._plan = plan
-        self._profile = RowProfile(rows, count_tokens)
+        self._profile = profile
         self._count_tokens = count_tokens
+        self._learnt = learnt
+        self._shapes = shapes(plan) if learnt.ops else {}
+        self._relations: dict[str, RelationStats] = {}
         self._literals: dict[str, int] = {}
         self._fans: list[float] = []
         self._ops: dict[str, OpStats] = {}
         self._leading: dict[str, dict[tuple[Path, ...], float]] = {}
 
     def run(self) -> PlanStats:
-        sources = {name: result.scan.source for name, result in self._plan.outputs}
-        sizes = {source: self._profile.n_rows(source) for source in sources.values()}
-        values: dict[Op, Value] = {}
-        for op, queries in self._plan.users.items():
-            used = [sources[query] for query in queries]
-            scope = _Scope(
-                rows=float(sum(sizes[source] for source in dict.fromkeys(used))),
-                rows_alone=float(sum(sizes[source] for source in used)),
-            )
-            values[op] = self._evaluate(op, values, (), scope)
+        demand = RowDemand(self._plan)
+        relations = [op for op in self._plan.users if isinstance(op, Relation)]
+        scans = [op for op in relations if isinstance(op, Scan)]
+        for scan in scans:
+            demand.size(scan, Size(float(self._profile.n_rows(scan.source))))
+        if len(scans) < len(relations):
+            # A constant may be needed for the rows of a relation that is made with it: the sizes of
+            # all relations come first, from a pass whose counts are thrown away.
+            self._pass(demand, counting=False)
+            self._fans, self._ops, self._leading = [], {}, {}
+        self._pass(demand, counting=True)
+        sizes = {scan.source: self._profile.n_rows(scan.source) for scan in scans}
         orders = {source: self._profile.grouped(source, self._grouping(source)) for source in sizes}
-        return PlanStats(self._ops, sizes, orders)
+        return PlanStats(self._ops, sizes, self._relations, orders)
+
+    def _measured(self, op: Op) -> Measured | None:
+        """What runs have taught about an operator."""
+        return self._learnt.of(self._shapes[op.fingerprint]) if self._shapes else None
+
+    def _pass(self, demand: RowDemand, counting: bool) -> None:
+        values: dict[Op, Value] = {}
+        scope = _Scope(1.0, 1.0)
+        for op in self._plan.users:
+            if isinstance(op, Relation):
+                demand.size(op, self._relation(op, values, demand))
+                values[op] = Value()
+                continue
+            if counting:
+                needed = demand.of(op)
+                scope = _Scope(needed.rows, needed.rows_alone, needed.share, needed.source)
+            values[op] = self._evaluate(op, values, (), scope)
+
+    # --- relations -------------------------------------------------------------------------------
+
+    def _relation(self, op: Relation, values: dict[Op, Value], demand: RowDemand) -> Size:
+        """The expected rows of a relation."""
+        if isinstance(op, Filter):
+            stats = self._filter(op, demand.rows_of(op.rows))
+        else:
+            size = self._relation_size(op, values, demand)
+            stats = RelationStats(size.rows, size.source)
+        self._relations[op.fingerprint] = stats
+        if isinstance(op, SqlRows):
+            self._add(op, OpStats(1.0, 1.0, 1.0, float(len(self._plan.users[op]))))
+        return Size(stats.rows, stats.rows_from)
+
+    def _filter(self, op: Filter, rows: Size) -> RelationStats:
+        measured = None
+        if self._shapes:
+            measured = self._learnt.of(pass_key(self._shapes[op.predicate.fingerprint]))
+        rate = measured.pass_rate if measured is not None else None
+        if measured is None or rate is None:
+            kept = rows.times(ASSUMED_PASS_RATE, "assumed")
+            return RelationStats(kept.rows, kept.source, ASSUMED_PASS_RATE)
+        low, high = measured.pass_interval
+        kept = rows.times(rate, self._learnt.source)
+        return RelationStats(kept.rows, kept.source, rate, low, high, self._learnt.source)
+
+    def _relation_size(self, op: Relation, values: dict[Op, Value], demand: RowDemand) -> Size:
+        rows = [demand.rows_of(each) for each in op.inputs if isinstance(each, Relation)]
+        match op:
+            case Scan(source=source):
+                return Size(float(self._profile.n_rows(source)))
+            case SqlRows():
+                return Size(ASSUMED_QUERY_ROWS, "assumed")
+            case Limit(count=count, offset=offset):
+                left = max(0.0, rows[0].rows - offset)
+                return Size(min(left, float(count)), rows[0].source)
+            case Flatten():
+                shape = values[op.inputs[1]].shape or ListShape()
+                return rows[0].times(shape.items, shape.source)
+            case Pairs(on=on):
+                share = 1.0
+                for name, _ in on:
+                    key = values[op.inputs[2 + op.columns.index(name)]]
+                    share /= max(1.0, self._distinct_of(key, rows[0].rows))
+                both = rows[0].times(rows[1].rows, rows[1].source)
+                return both.times(share, "assumed") if on else both
+            case Group():
+                keys = caused_by([values[key] for key in op.keys])
+                known: Provenance = "assumed" if keys.answered else "exact"
+                groups = self._distinct_of(keys, rows[0].rows)
+                return Size(groups, weakest((rows[0].source, known)))
+            case _:
+                return rows[0]
+
+    def _distinct_of(self, causes: Value, rows: float) -> float:
+        return self._distinct(causes, _Scope(rows, rows))
+
+    def _row_column(self, op: Column, values: Mapping[Op, Value], demand_rows: float) -> Value:
+        """What a column of a relation other than a scan is."""
+        relation = op.inputs[0]
+        match relation:
+            case Collect() | Sort():
+                return values[relation.inputs[1 + relation.columns.index(op.name)]]
+            case Pairs():
+                return values[relation.inputs[2 + relation.columns.index(op.name)]]
+            case Flatten():
+                at = relation.columns.index(op.name)
+                if op.name == relation.position:
+                    return replace(caused_by([values[relation.inputs[1]]]), fixed_tokens=1.0)
+                if at:
+                    return values[relation.inputs[1 + at]]
+                listed = values[relation.inputs[1]]
+                shape = listed.shape or ListShape()
+                item = element(listed, shape)
+                return replace(item, fans=item.fans | {self._fan(shape.items)})
+            case Group():
+                at = relation.columns.index(op.name)
+                value = values[relation.inputs[1 + at]]
+                if at < relation.n_keys:
+                    return value
+                rows = self._relations[relation.inputs[0].fingerprint].rows
+                shape = ListShape(rows / max(1.0, demand_rows), "assumed")
+                whole = joined([value], weights=[shape.items])
+                keys = caused_by([values[key] for key in relation.keys])
+                fans = keys.fans if relation.n_keys else frozenset[int]()
+                return replace(
+                    with_causes(whole, keys), fans=fans, shape=shape, tokens_from="assumed"
+                )
+            case _:
+                fan = self._fan(demand_rows)
+                tokens = ASSUMED_COLUMN_TOKENS
+                return Value(fans=frozenset({fan}), fixed_tokens=tokens, tokens_from="assumed")
 
     # --- values ----------------------------------------------------------------------------------
 
@@ -122,6 +261,11 @@ class Estimator:
             case Map() | Reduce() | When() | Loop():
                 self._note(op, caused_by(inputs), scope)
                 return self._nested(op, inputs, scope)
+            case Column() if not isinstance(op.inputs[0], Scan):
+                relation = op.inputs[0]
+                value = self._row_column(op, values, self._relations[relation.fingerprint].rows)
+                self._note(op, value, scope)
+                return value
             case _:
                 value = self._plain(op, inputs, params)
                 self._note(op, value, scope)
@@ -145,9 +289,7 @@ class Estimator:
                 return self._text(prompt.segments, inputs)
             case Project(names=names):
                 return joined(inputs, sum(float(self._tokens(name)) for name in names))
-            case Scan():
-                return Value()
-            case Result() | Ordered():
+            case Result() | Ordered() | Recover():
                 return inputs[0]
             case _:
                 return replace(caused_by(inputs), fixed_tokens=1.0)
@@ -198,6 +340,9 @@ class Estimator:
         if isinstance(op, Choose):
             options = [self._count_tokens(option) for option in op.options]
             answer_tokens, answer_from = sum(options) / len(options), "declared"
+        measured = self._measured(op)
+        if measured is not None and measured.mean_output_tokens is not None:
+            answer_tokens, answer_from = measured.mean_output_tokens, self._learnt.source
         segments = [*(op.system.segments if op.system else ()), *op.prompt.segments]
         prompt = self._text(segments, inputs)
         per_call = self._length(prompt, causes)
@@ -265,7 +410,7 @@ class Estimator:
 
     def _counts(self, op: Op, causes: Value, scope: _Scope) -> tuple[float, float, Provenance]:
         """Uses, distinct uses and where the latter comes from."""
-        if op.effect is not Effect.PURE or isinstance(op, Scan):
+        if op.effect is not Effect.PURE:
             return scope.rows, scope.rows, scope.source
         source = weakest((scope.source, "assumed" if causes.answered else "exact"))
         return scope.rows, self._distinct(causes, scope), source

@@ -21,7 +21,7 @@ def document(view: View) -> dict[str, Any]:
     """
     found: dict[str, Any] = {
         "queries": [
-            {"name": o.name, "value": o.value, "scan": o.scan, "source": o.source}
+            {"name": o.name, "value": o.value, "rows": o.rows, "source": o.source}
             for o in view.listing.outputs
         ],
         "operators": [],

@@ -8,15 +8,21 @@ from costmodel.usage import OpMetrics, Usage
 from planner.describe import describe, effect_of, shown_name
 from planner.explain_view import Reuse, View
 from planner.listing import BodyListing, Node
-from planner.logical import ModelOp, Scan, Sql, Tool
+from planner.logical import CALLS, ModelOp, Relation, Scan
 from planner.merge import MergeReport
 from planner.numbers import compact, deviation, percent, whole
 from planner.physical import is_input_order
-from planner.stats import OpStats, Provenance
+from planner.stats import OpStats, PlanStats, Provenance
 
 WIDTH = 120
 LISTED = 6
-_MARKS: dict[Provenance, str] = {"exact": "", "declared": "^", "assumed": "~"}
+_MARKS: dict[Provenance, str] = {
+    "exact": "",
+    "sampled": "°",
+    "learnt": "*",
+    "declared": "^",
+    "assumed": "~",
+}
 
 
 def render_text(view: View) -> str:
@@ -76,7 +82,7 @@ def _workers(view: View) -> Iterator[str]:
 
 def _outputs(view: View) -> Iterator[str]:
     for output in view.listing.outputs:
-        yield f"{shown_name(output.name)} = {output.value} for each row of {output.scan}"
+        yield f"{shown_name(output.name)} = {output.value} for each row of {output.rows}"
 
 
 def _footer(view: View) -> Iterator[str]:
@@ -95,10 +101,19 @@ def _footer(view: View) -> Iterator[str]:
         in_flight = f"{view.physical.rows_in_flight} rows in flight"
         yield f"rows: {', '.join([*orders, in_flight])}"
     if view.stats is not None:
-        yield "~ assumed   ^ declared   no mark: counted on the rows"
+        yield _legend(view.stats)
     if view.actual_total is not None and view.reuse is not None:
         yield calls_saved(view.actual_total)
         yield f"prefix reuse: {prefix_reuse(view.reuse, view.volatile)}"
+
+
+def _legend(stats: PlanStats) -> str:
+    used = {s.output_from for s in stats.ops.values()}
+    used |= {found.pass_from for found in stats.relations.values()}
+    marks = ["~ assumed", "^ declared"]
+    marks += ["* learnt from earlier runs"] if "learnt" in used else []
+    marks += ["° measured on a sample of the rows"] if "sampled" in used else []
+    return "   ".join([*marks, "no mark: counted on the rows"])
 
 
 def calls_saved(total: OpMetrics) -> str:
@@ -176,9 +191,27 @@ def _tail(view: View, node: Node) -> str:
         tail += f"  {effect_of(node)}"
     if len(node.queries) > 1 and not node.depth:
         tail += f"  shared by {_few([shown_name(q) for q in node.queries], limit)}"
-    if isinstance(node.op, Scan) and view.stats is not None:
-        tail += f"  {whole(view.stats.rows.get(node.op.source, 0))} rows"
+    if isinstance(node.op, Relation) and view.stats is not None:
+        tail += f"  {_rows(view.stats, node.op)}"
     return tail
+
+
+def _rows(stats: PlanStats, relation: Relation) -> str:
+    """The rows of a relation, and of a filter its pass rate.
+
+    A rate is printed with half the width of its 95 % interval: `pass 0.31 ±0.06`."""
+    if isinstance(relation, Scan):
+        return f"{whole(stats.rows.get(relation.source, 0))} rows"
+    found = stats.relations.get(relation.fingerprint)
+    if found is None:
+        return ""
+    rows = f"{_marked(found.rows, found.rows_from)} rows"
+    if found.pass_rate is None:
+        return rows
+    spread = (found.pass_high - found.pass_low) / 2
+    measured = found.pass_from not in ("assumed", "declared")
+    interval = f" ±{spread:.2f}" if measured else ""
+    return f"{rows}  pass {_MARKS[found.pass_from]}{found.pass_rate:.2f}{interval}"
 
 
 def _few(names: Sequence[str], limit: int | None) -> str:
@@ -206,7 +239,7 @@ def _numbers(view: View, node: Node) -> Iterator[str]:
         yield _estimate(view, node, stats, is_model)
     elif actual is not None:
         yield from _analyzed(view, stats, actual, is_model)
-    if view.physical is not None and isinstance(node.op, ModelOp | Tool | Sql):
+    if view.physical is not None and isinstance(node.op, CALLS):
         worker = view.worker(node.op)
         where = f"on {shown_name(worker.name)}  " if worker else ""
         yield f"{where}priority {view.physical.priority.get(node.op.fingerprint, 0)}"

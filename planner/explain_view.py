@@ -8,7 +8,7 @@ from functools import cached_property
 
 from costmodel.usage import OpMetrics, Usage
 from planner.listing import Listing, Node
-from planner.logical import LogicalPlan, ModelOp, Op, Sql, Tool
+from planner.logical import CALLS, LogicalPlan, Op
 from planner.physical import PhysicalPlan, Worker
 from planner.stats import OpStats, PlanStats
 
@@ -39,18 +39,18 @@ class View:
     @cached_property
     def calling(self) -> tuple[Op, ...]:
         """Operators that call an engine or a tool, each once, every scope."""
-        found = (op for op in self.plan.walk_all() if isinstance(op, ModelOp | Tool | Sql))
+        found = (op for op in self.plan.walk_all() if isinstance(op, CALLS))
         return tuple(dict.fromkeys(found))
 
     def estimate(self, op: Op) -> OpStats | None:
         """The estimate of an operator that makes calls."""
-        if self.stats is None or not isinstance(op, ModelOp | Tool | Sql):
+        if self.stats is None or not isinstance(op, CALLS):
             return None
         return self.stats.of(op)
 
     def actual(self, op: Op) -> OpMetrics | None:
         """What a calling operator did; zeros for one that never ran."""
-        if self.metrics is None or not isinstance(op, ModelOp | Tool | Sql):
+        if self.metrics is None or not isinstance(op, CALLS):
             return None
         return self.metrics.get(op.fingerprint, OpMetrics())
 

@@ -19,6 +19,7 @@ from planner.logical import (
     Param,
     Reduce,
     Result,
+    Scan,
     walk,
 )
 
@@ -62,11 +63,12 @@ class BodyListing:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One query: its value and the scan whose rows it is for, as references."""
+    """One query: its value and the relation whose rows it is for, as references, and the source of
+    that relation when it is a scan."""
 
     name: str
     value: str
-    scan: str
+    rows: str
     source: str
 
 
@@ -83,7 +85,7 @@ class Listing:
         numberer = _Numberer(plan.users)
         nodes, references = numberer.scope(plan.walk(), depth=0, queries=())
         outputs = tuple(
-            Output(name, references[r.value], references[r.scan], r.scan.source)
+            Output(name, references[r.value], references[r.rows], _source(r))
             for name, r in plan.outputs
         )
         return cls(nodes, outputs)
@@ -147,6 +149,11 @@ class _Numberer:
         nodes, references = self.scope(walk((body.result,)), depth, queries)
         named = tuple(f"%{i} = {what}" for i, what in enumerate(bindings))
         return BodyListing(title, named, nodes, references[body.result])
+
+
+def _source(result: Result) -> str:
+    base = result.rows.base
+    return base.source if isinstance(base, Scan) else ""
 
 
 Bind = Callable[[Sequence[str]], tuple[str, ...]]

@@ -1,205 +1,127 @@
-"""The logical plan: immutable, content-addressed operators over the values of one row.
+"""The logical plan: operators over the values of rows, and the rows themselves.
 
-An operator stands for one value per row. Its inputs are other operators; a prompt refers to them by
-position, so two workflows that name the same work differently still build equal operators. Equality
-and hashing use the fingerprint, which is computed once, at construction, from the fingerprints of
-the inputs: no walk here recurses, so a chain of thousands of operators is fine.
+A value operator stands for one value per row. Its inputs are other operators; a prompt refers to
+them by position, so two workflows that name the same work differently still build equal operators.
+Relations (`planner.relations`) stand for rows.
 
-Scopes: an operator belongs to the row, or to the body of a `Map`, `Reduce`, `When` or `Loop`. A
-body sees the outside only through its parameters (`Param`), which the enclosing operator's inputs
-bind.
+Scopes: a value belongs to the rows of one relation, or to the body of a `Map`, `Reduce`, `When` or
+`Loop`. A body sees the outside only through its parameters (`Param`), which the enclosing
+operator's inputs bind.
 """
 
 from __future__ import annotations
 
-import enum
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, TypeAlias, cast
 
 from planner.errors import PlanError
+from planner.op import (
+    LABEL,
+    NO_TEXT,
+    NO_TOOL,
+    Body,
+    Effect,
+    Json,
+    Op,
+    Prompt,
+    Ref,
+    Segment,
+    ToolRef,
+    canonical_json,
+    render_value,
+    strongest,
+    walk,
+)
+from planner.relations import (
+    Collect,
+    Filter,
+    Flatten,
+    Group,
+    Limit,
+    Pairs,
+    Relation,
+    Scan,
+    Sort,
+    SqlRows,
+    Subset,
+)
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
-
-LABEL = {"identity": False}
-"""Field metadata of what is shown to people and does not take part in the fingerprint."""
-
-
-class Effect(enum.Enum):
-    """What may be merged, reordered and cached. Merging and sharing read nothing else."""
-
-    PURE = "pure"
-    SAMPLED = "sampled"
-    WRITE = "write"
-
-    @property
-    def rank(self) -> int:
-        return ("pure", "sampled", "write").index(self.value)
-
-
-def strongest(effects: Iterable[Effect]) -> Effect:
-    """The most restrictive of `effects`; PURE when there are none."""
-    return max(effects, key=lambda e: e.rank, default=Effect.PURE)
-
-
-def canonical_json(value: Json) -> str:
-    """One text per value: sorted keys, no spaces, non-ASCII kept."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-
-
-def render_value(value: Json) -> str:
-    """How a value reads inside a prompt: a string as it is, anything else as JSON text."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-# --- prompts -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Ref:
-    """A reference segment: the value of the operator's input number `index`."""
-
-    index: int
-
-
-Segment: TypeAlias = "str | Ref"
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A text of literal and reference segments, never a rendered string before run time.
-
-    Literals are the author's words (and what rows share as a prefix); references are data, which is
-    substituted at run time and never scanned for markers, templates or format fields again.
-    """
-
-    segments: tuple[Segment, ...]
-
-    @property
-    def references(self) -> tuple[int, ...]:
-        """Input positions in order of first use."""
-        return tuple(dict.fromkeys(s.index for s in self.segments if isinstance(s, Ref)))
-
-    @property
-    def literal_prefix(self) -> str:
-        """The text before the first reference: equal for every row."""
-        parts: list[str] = []
-        for segment in self.segments:
-            if isinstance(segment, Ref):
-                break
-            parts.append(segment)
-        return "".join(parts)
-
-    def render(self, values: Sequence[Json]) -> str:
-        """The text with `values[i]` in place of each reference to input i."""
-        return "".join(
-            s if isinstance(s, str) else render_value(values[s.index]) for s in self.segments
-        )
-
-    def reindex(self, mapping: Mapping[int, int]) -> Prompt:
-        """The same prompt over renumbered inputs."""
-        return Prompt(
-            tuple(Ref(mapping[s.index]) if isinstance(s, Ref) else s for s in self.segments)
-        )
-
-
-# --- operators -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Op:
-    """One operator: a value per row, computed from `inputs`, not before `after` has happened.
-
-    `after` carries order alone (a write waits for the write before it); its values are not read.
-    `label` is a name for people and takes no part in equality.
-    """
-
-    inputs: tuple[Op, ...] = ()
-    after: tuple[Op, ...] = field(default=(), kw_only=True)
-    label: str = field(default="", kw_only=True, metadata=LABEL)
-    fingerprint: str = field(init=False, default="", metadata=LABEL)
-
-    kind: ClassVar[str] = "op"
-
-    def __post_init__(self) -> None:
-        digest = hashlib.sha256(canonical_json([self.kind, *_identity(self)]).encode())
-        object.__setattr__(self, "fingerprint", digest.hexdigest()[:32])
-        self.check()
-
-    def __init_subclass__(cls) -> None:
-        cls.kind = cls.__name__
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Op) and other.fingerprint == self.fingerprint
-
-    def __hash__(self) -> int:
-        return hash(self.fingerprint)
-
-    def __repr__(self) -> str:
-        return f"{self.kind}({self.label or self.fingerprint[:8]})"
-
-    def check(self) -> None:
-        """Raise `PlanError` when the fields cannot mean anything."""
-
-    @property
-    def dependencies(self) -> tuple[Op, ...]:
-        """Everything that must have happened before: `inputs`, then `after`."""
-        return self.inputs + self.after
-
-    @property
-    def own_effect(self) -> Effect:
-        """The effect of running this operator once, bodies included."""
-        return strongest(op.own_effect for body in self.bodies for op in body.walk())
-
-    @cached_property
-    def effect(self) -> Effect:
-        return self.own_effect
-
-    @property
-    def bodies(self) -> tuple[Body, ...]:
-        """The nested scopes of this operator."""
-        return ()
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Body:
-    """A nested scope: `result` computed from `n_params` parameters (`Param` leaves)."""
-
-    n_params: int
-    result: Op
-    fingerprint: str = field(init=False, default="")
-
-    def __post_init__(self) -> None:
-        digest = hashlib.sha256(f"Body {self.n_params} {self.result.fingerprint}".encode())
-        object.__setattr__(self, "fingerprint", digest.hexdigest()[:32])
-
-    def walk(self) -> Iterator[Op]:
-        """Operators of this scope (not of scopes inside it), inputs before users."""
-        return walk((self.result,))
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Scan(Op):
-    """The rows of one input. `source` names them: the session binds it to real rows, and gives the
-    same name to equal rows, so that equal scans of different workflows become one."""
-
-    source: str = "rows"
-    columns: tuple[str, ...] = ()
+__all__ = [
+    "CALLS",
+    "LABEL",
+    "OPS",
+    "Agent",
+    "Body",
+    "Choose",
+    "Collect",
+    "Column",
+    "Compare",
+    "Const",
+    "Effect",
+    "Field",
+    "Filter",
+    "Flatten",
+    "Format",
+    "Generate",
+    "Group",
+    "Json",
+    "Limit",
+    "LogicalPlan",
+    "Loop",
+    "Map",
+    "ModelOp",
+    "Op",
+    "Ordered",
+    "Pairs",
+    "Param",
+    "Project",
+    "Prompt",
+    "Recover",
+    "Reduce",
+    "Ref",
+    "Relation",
+    "Result",
+    "Scan",
+    "Segment",
+    "Sort",
+    "Sql",
+    "SqlRows",
+    "Subset",
+    "Tool",
+    "ToolRef",
+    "When",
+    "canonical_json",
+    "close_body",
+    "render_value",
+    "strongest",
+    "transform",
+    "walk",
+]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Column(Op):
-    """One column of a scanned row. Inputs: the `Scan`."""
+    """One column of a row. Inputs: the relation whose rows have it.
+
+    The relation is never a `Filter` or `Limit`: those keep rows as they are, so a value of one of
+    their rows is a value of the row of their `base`, and queries with different filters over the
+    same rows share it.
+    """
 
     name: str = ""
 
     def check(self) -> None:
-        scan = self.inputs[0] if self.inputs else None
-        if isinstance(scan, Scan) and self.name not in scan.columns:
-            have = ", ".join(scan.columns) or "none"
+        rows = self.inputs[0] if self.inputs else None
+        if isinstance(rows, Subset):
+            raise PlanError(
+                f"column {self.name!r} is taken from {rows!r}, which keeps rows as they are; take "
+                "it from its `base`"
+            )
+        if isinstance(rows, Relation) and self.name not in rows.column_names:
+            have = ", ".join(rows.column_names) or "none"
             raise PlanError(f"unknown column {self.name!r}; the input has: {have}")
 
 
@@ -238,7 +160,7 @@ class Field(Op):
 class Format(Op):
     """A text built from values, used where no model call needs it (a tool argument, a result)."""
 
-    prompt: Prompt = Prompt(())
+    prompt: Prompt = NO_TEXT
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -250,14 +172,31 @@ class Project(Op):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Compare(Op):
-    """`left <operator> right` as a boolean. Operators: == != < <= > >= in and or not truthy."""
+    """`left <operator> right` as a boolean. Operators: == != < <= > >= in and or not truthy
+    is_null.
+
+    Truth is Python's on JSON values: null, false, 0, "", [] and {} are false. With `nulls`, null
+    means unknown, as in SQL: a comparison with null is null, `in` is null when nothing matches and
+    the list holds a null, `not` of null is null, `and` and `or` are Kleene's (`false and null` is
+    false, `true or null` is true, otherwise null). `is_null` and `truthy` are never null.
+    """
 
     operator: str = "=="
+    nulls: bool = False
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Ordered(Op):
     """The value of its input, once `after` has happened: keeps writes that nobody reads."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Recover(Op):
+    """The value of its input, or null when that has failed: the row goes on, and the run records
+    the error beside its results. With `detail`, an object `{"value": ..., "error": ...}` of the
+    value or null, and the message or null."""
+
+    detail: bool = False
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -269,7 +208,7 @@ class ModelOp(Op):
     """
 
     model: str = ""
-    prompt: Prompt = Prompt(())
+    prompt: Prompt = NO_TEXT
     system: Prompt | None = None
     max_tokens: int = 256
     temperature: float = 0.0
@@ -312,15 +251,6 @@ class Choose(ModelOp):
             raise PlanError(f"{self!r} needs at least two different options, got {self.options}")
 
 
-@dataclass(frozen=True, slots=True)
-class ToolRef:
-    """A tool as plans know it: its name, a digest of its definition, its declared effect."""
-
-    name: str
-    digest: str = ""
-    effect: Effect = Effect.WRITE
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Agent(ModelOp):
     """A bounded tool-calling loop over the chat protocol; a single node with a dynamic inside."""
@@ -343,7 +273,7 @@ class Agent(ModelOp):
 class Tool(Op):
     """A call of a registered tool. Inputs: one value per name in `params`."""
 
-    tool: ToolRef = ToolRef("")
+    tool: ToolRef = NO_TOOL
     params: tuple[str, ...] = ()
     call_id: str = ""
 
@@ -358,6 +288,9 @@ class Sql(Op):
 
     With `text`, inputs are the values of `params` (named parameters `$name`). Without, the first
     input is the query text (model-written SQL: read-only, capped) and the rest are `params`.
+    A `volatile` query may answer differently each time it is asked (`random()`, `now()`): it is
+    SAMPLED, so two written ones are never merged. Queries of a `batched` operator that are asked at
+    about the same time go to the database as one (`planner.sql_batch`).
     """
 
     database: str = ""
@@ -365,11 +298,15 @@ class Sql(Op):
     params: tuple[str, ...] = ()
     max_rows: int = 1000
     read_only: bool = True
+    volatile: bool = False
+    batched: bool = False
     call_id: str = ""
 
     @property
     def own_effect(self) -> Effect:
-        return Effect.PURE if self.read_only else Effect.WRITE
+        if not self.read_only:
+            return Effect.WRITE
+        return Effect.SAMPLED if self.volatile else Effect.PURE
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -416,11 +353,15 @@ class When(Op):
 @dataclass(frozen=True, eq=False, repr=False)
 class Loop(Op):
     """`state = step(state)` while `condition(state)` holds, at most `max_rounds` times. The first
-    input is the initial state. Parameters of both bodies: the state, then captures."""
+    input is the initial state. Parameters of both bodies: the state, then captures.
+
+    With `stop_when_stable`, it ends when a step returns the state that it was given: a step that is
+    a function of its state would go on returning it."""
 
     condition: Body = field(default_factory=lambda: Body(1, Param((), 0)))
     step: Body = field(default_factory=lambda: Body(1, Param((), 0)))
     max_rounds: int = 8
+    stop_when_stable: bool = False
 
     @property
     def bodies(self) -> tuple[Body, ...]:
@@ -429,33 +370,49 @@ class Loop(Op):
     def check(self) -> None:
         if self.max_rounds < 1:
             raise PlanError(f"max_rounds of {self!r} is {self.max_rounds}; it must be at least 1")
+        if self.stop_when_stable and self.effect is not Effect.PURE:
+            raise PlanError(f"{self!r} cannot stop when stable: its bodies are not pure")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Result(Op):
-    """What a query returns: the value of its first input for every row of the `Scan` in its second
-    (so that a workflow that ignores its row still knows how many there are)."""
+    """What a query returns: the value of its first input for every row of the relation in its
+    second (so that a workflow that ignores its row still knows how many there are). The value is
+    computed for the rows of the relation alone: rows that a `Filter` or `Limit` drops cost nothing
+    beyond what dropped them."""
 
     @property
     def value(self) -> Op:
         return self.inputs[0]
 
     @property
+    def rows(self) -> Relation:
+        rows = self.inputs[1]
+        assert isinstance(rows, Relation)
+        return rows
+
+    @property
     def scan(self) -> Scan:
-        scan = self.inputs[1]
-        assert isinstance(scan, Scan)
-        return scan
+        """The scan of a query that reads scanned rows as they are, filters and limits apart."""
+        base = self.rows.base
+        assert isinstance(base, Scan), f"{self!r} reads the rows of {base!r}, not of a scan"
+        return base
 
     def check(self) -> None:
-        if len(self.inputs) != 2 or not isinstance(self.inputs[1], Scan):
-            raise PlanError("a Result takes a value and the Scan whose rows it is for")
+        if len(self.inputs) != 2 or not isinstance(self.inputs[1], Relation):
+            raise PlanError("a Result takes a value and the relation whose rows it is for")
 
 
 OPS: tuple[type[Op], ...] = (
-    Scan, Column, Const, Param, Field, Format, Project, Compare, Ordered,
+    Scan, SqlRows, Filter, Limit, Collect, Flatten, Pairs, Group, Sort,
+    Column, Const, Param, Field, Format, Project, Compare, Ordered, Recover,
     Generate, Choose, Agent, Tool, Sql, Map, Reduce, When, Loop, Result,
 )  # fmt: skip
 """Every operator that a plan may hold: the set is closed; "my own operator" is a tool."""
+
+
+CALLS: tuple[type[Op], ...] = (ModelOp, Tool, Sql, SqlRows)
+"""The operators that call an engine, a tool or a database, and have a `call_id` unless pure."""
 
 
 # --- plans ---------------------------------------------------------------------------------------
@@ -497,6 +454,11 @@ class LogicalPlan:
                     pending.extend(inner.bodies)
 
     @cached_property
+    def kinds(self) -> frozenset[type[Op]]:
+        """The kinds of operators that the plan has, in any scope."""
+        return frozenset(type(op) for op in self.walk_all())
+
+    @cached_property
     def users(self) -> dict[Op, tuple[str, ...]]:
         """Which outputs (queries) need each operator of the row scope: the plan's provenance."""
         users: dict[Op, dict[str, None]] = {}
@@ -504,22 +466,6 @@ class LogicalPlan:
             for op in walk((root,)):
                 users.setdefault(op, {})[name] = None
         return {op: tuple(names) for op, names in users.items()}
-
-
-def walk(roots: tuple[Op, ...]) -> Iterator[Op]:
-    """Operators reachable from `roots` in one scope, dependencies first, each once. Iterative."""
-    done: set[Op] = set()
-    stack: list[tuple[Op, bool]] = [(root, False) for root in reversed(roots)]
-    while stack:
-        op, expanded = stack.pop()
-        if op in done:
-            continue
-        if expanded:
-            done.add(op)
-            yield op
-            continue
-        stack.append((op, True))
-        stack.extend((d, False) for d in reversed(op.dependencies) if d not in done)
 
 
 def transform(roots: Sequence[Op], rewrite: Callable[[Op], Op]) -> list[Op]:
@@ -570,27 +516,3 @@ def close_body(
             stack.append((op, True))
             stack.extend((d, False) for d in reversed(op.dependencies) if d not in rebuilt)
     return Body(len(own) + len(captures), rebuilt[result]), tuple(captures)
-
-
-def _identity(op: Op) -> list[Any]:
-    return [
-        [f.name, _encode(getattr(op, f.name))]
-        for f in fields(op)
-        if f.metadata.get("identity", True)
-    ]
-
-
-def _encode(value: object) -> Any:
-    if isinstance(value, Op | Body):
-        return value.fingerprint
-    if isinstance(value, Prompt):
-        return [s if isinstance(s, str) else [s.index] for s in value.segments]
-    if isinstance(value, ToolRef):
-        return [value.name, value.digest, value.effect.value]
-    if isinstance(value, Effect):
-        return value.value
-    if isinstance(value, tuple):
-        return [_encode(v) for v in cast(tuple[object, ...], value)]
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    raise TypeError(f"a plan operator cannot hold {type(value).__name__}")

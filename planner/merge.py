@@ -12,7 +12,20 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from planner.errors import PlanError
-from planner.logical import Body, Effect, LogicalPlan, ModelOp, Op, Result, Sql, Tool, walk
+from planner.logical import (
+    CALLS,
+    Body,
+    Effect,
+    LogicalPlan,
+    ModelOp,
+    Op,
+    Result,
+    Sql,
+    SqlRows,
+    Tool,
+    walk,
+)
+from planner.sql_effects import query_effects
 
 
 def merge(plans: Mapping[str, LogicalPlan]) -> LogicalPlan:
@@ -63,8 +76,11 @@ class _Qualifier:
         if any(rebuilt[d].fingerprint != d.fingerprint for d in op.dependencies):
             changes["inputs"] = tuple(rebuilt[i] for i in op.inputs)
             changes["after"] = tuple(rebuilt[a] for a in op.after)
+        if is_secretly_volatile(op):
+            changes["volatile"] = True
+            changes["call_id"] = self._call_id("")
         if op.effect is not Effect.PURE:
-            if isinstance(op, ModelOp | Tool | Sql):
+            if isinstance(op, ModelOp | Tool | Sql | SqlRows):
                 changes["call_id"] = self._call_id(op.call_id)
             for field in fields(op) if op.bodies else ():
                 body = getattr(op, field.name)
@@ -95,6 +111,15 @@ class _Qualifier:
         return op
 
 
+def is_secretly_volatile(op: Op) -> bool:
+    """Whether an operator is a query that may answer differently each time and does not say so:
+    its text calls `random()`, `now()` and the like. Equal ones must not become one."""
+    if not isinstance(op, Sql | SqlRows) or op.text is None or op.effect is not Effect.PURE:
+        return False
+    effects = query_effects(op.text)
+    return effects.understood and effects.volatile
+
+
 @dataclass(frozen=True, slots=True)
 class MergeReport:
     """What merging did to a batch, in operators of the row scope.
@@ -120,6 +145,6 @@ class MergeReport:
             shared=tuple(
                 (op.fingerprint, users[op])
                 for op in plan.walk()
-                if len(users[op]) > 1 and (isinstance(op, ModelOp | Tool | Sql) or op.bodies)
+                if len(users[op]) > 1 and (isinstance(op, CALLS) or op.bodies)
             ),
         )

@@ -7,7 +7,7 @@ runs first among the ready, and the row order decides which rows start first.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from planner.bodies import bodies_innermost_first
@@ -53,11 +53,15 @@ class PhysicalPlan:
 
     Attributes:
         placements: worker name by fingerprint of every model operator, those of bodies included.
+        shares: for operators whose rows are split, runs of (worker name, rows) along the order in
+            which rows start; rows behind the last run belong to its worker.
         workers: the workers that placements name.
         priority: by fingerprint of every operator of every scope; smaller goes first.
         row_order: for each scan source, the order in which its rows start (a permutation of row
             indices). Results keep the input order whatever it is.
         rows_in_flight: rows that may be under way at once.
+        row_block: rows that are taken operator by operator: within a block the operator's priority
+            goes before the row. 1 finishes rows one after the other.
     """
 
     logical: LogicalPlan
@@ -66,6 +70,10 @@ class PhysicalPlan:
     priority: Mapping[str, int]
     row_order: Mapping[str, tuple[int, ...]]
     rows_in_flight: int
+    shares: Mapping[str, tuple[tuple[str, int], ...]] = field(
+        default_factory=dict[str, tuple[tuple[str, int], ...]]
+    )
+    row_block: int = 1
 
     def worker_of(self, op: Op) -> Worker | None:
         """The worker of a model operator; None for other operators."""
@@ -86,6 +94,8 @@ class PhysicalPlan:
                 for source, order in self.row_order.items()
             },
             "rows_in_flight": self.rows_in_flight,
+            "shares": {op: [list(run) for run in runs] for op, runs in self.shares.items()},
+            "row_block": self.row_block,
         }
 
     @classmethod
@@ -104,6 +114,11 @@ class PhysicalPlan:
                 for source, order in orders.items()
             },
             rows_in_flight=obj["rows_in_flight"],
+            shares={
+                op: tuple((str(name), int(rows)) for name, rows in runs)
+                for op, runs in obj.get("shares", {}).items()
+            },
+            row_block=int(obj.get("row_block", 1)),
         )
 
 

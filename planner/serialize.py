@@ -291,11 +291,23 @@ def _decoder(annotation: Any) -> _Decode:
     if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
         element = _decoder(arguments[0])
         return lambda value, place: tuple(element(each, place) for each in _list(value, place))
+    if origin is tuple:
+        return _fixed([_decoder(each) for each in arguments])
     if origin in (Union, types.UnionType):
         return _either([_decoder(each) for each in arguments])
     decode = _DECODERS.get(annotation)
     if decode is None:
         raise TypeError(f"plan documents have no form for fields of type {annotation}")
+    return decode
+
+
+def _fixed(elements: Sequence[_Decode]) -> _Decode:
+    def decode(value: Any, place: _Place) -> Any:
+        found = _list(value, place)
+        if len(found) != len(elements):
+            raise _wrong(f"a list of {len(elements)}", value, place)
+        return tuple(element(each, place) for element, each in zip(elements, found, strict=True))
+
     return decode
 
 

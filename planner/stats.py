@@ -1,21 +1,28 @@
 """Statistics: what each operator is expected to be asked, before anything runs.
 
-Every number says where it comes from: counted on the rows (exact), promised by the workflow
-(declared), or assumed. A combined number is as good as its weakest part.
+Every number says where it comes from: counted on the rows (exact), measured by a dry run of some of
+the rows (sampled) or by earlier runs (learnt), promised by the workflow (declared), or assumed. A
+combined number is as good as its weakest part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from planner.logical import Json, LogicalPlan, Op
 
-Provenance = Literal["exact", "declared", "assumed"]
+Provenance = Literal["exact", "sampled", "learnt", "declared", "assumed"]
 CountTokens = Callable[[str], int]
 
-_WEAKNESS: dict[Provenance, int] = {"exact": 0, "declared": 1, "assumed": 2}
+_WEAKNESS: dict[Provenance, int] = {
+    "exact": 0,
+    "sampled": 1,
+    "learnt": 2,
+    "declared": 3,
+    "assumed": 4,
+}
 
 
 def weakest(provenances: Iterable[Provenance]) -> Provenance:
@@ -80,6 +87,24 @@ class OpStats:
 NO_STATS = OpStats()
 
 
+@dataclass(frozen=True, slots=True)
+class RelationStats:
+    """What is expected of a relation.
+
+    Attributes:
+        rows: how many it has, and `rows_from` where that comes from.
+        pass_rate: of a filter, the share of rows that it keeps; `pass_low` and `pass_high` are a
+            95 % interval, from 0 to 1 where the rate is assumed; `pass_from` where it comes from.
+    """
+
+    rows: float = 0.0
+    rows_from: Provenance = "exact"
+    pass_rate: float | None = None
+    pass_low: float = 0.0
+    pass_high: float = 1.0
+    pass_from: Provenance = "assumed"
+
+
 @dataclass(frozen=True)
 class PlanStats:
     """Statistics of a plan over given rows.
@@ -87,12 +112,14 @@ class PlanStats:
     Attributes:
         ops: by operator fingerprint, every scope.
         rows: number of rows of each scan source.
+        relations: by fingerprint, every relation of the plan.
         prefix_order: for each scan source, row indices with equal leading prompt values together,
             groups in order of first appearance; input order where grouping gains nothing.
     """
 
     ops: Mapping[str, OpStats] = field(default_factory=dict[str, OpStats])
     rows: Mapping[str, int] = field(default_factory=dict[str, int])
+    relations: Mapping[str, RelationStats] = field(default_factory=dict[str, RelationStats])
     prefix_order: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
 
     def of(self, op: Op) -> OpStats:
@@ -120,6 +147,7 @@ class PlanStats:
         """A JSON object that `from_json` reads. The row order is kept by the physical plan."""
         return {
             "rows": dict(self.rows),
+            "relations": {op: asdict(found) for op, found in self.relations.items()},
             "ops": {
                 op: [
                     s.uses, s.distinct, s.calls, s.calls_alone, s.input_tokens, s.output_tokens,
@@ -140,7 +168,8 @@ class PlanStats:
             ops[op] = OpStats(
                 uses, distinct, calls, alone, tokens_in, tokens_out, prefixes, *values[7:10]
             )
-        return cls(ops=ops, rows=dict(obj["rows"]))
+        relations = {op: RelationStats(**found) for op, found in obj["relations"].items()}
+        return cls(ops=ops, rows=dict(obj["rows"]), relations=relations)
 
 
 def estimate(
@@ -155,5 +184,6 @@ def estimate(
     answers are assumed as half of `max_tokens`; a choice costs its options' mean.
     """
     from planner.estimator import Estimator
+    from planner.row_profile import RowProfile
 
-    return Estimator(plan, rows, count_tokens).run()
+    return Estimator(plan, RowProfile(rows, count_tokens), count_tokens).run()

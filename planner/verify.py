@@ -6,7 +6,7 @@ is an `InvariantError`, a defect.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from planner.errors import InvariantError, PlanError
 from planner.logical import (
@@ -16,10 +16,15 @@ from planner.logical import (
     Choose,
     Column,
     Compare,
+    Const,
     Effect,
     Field,
+    Filter,
+    Flatten,
     Format,
     Generate,
+    Group,
+    Limit,
     LogicalPlan,
     Loop,
     Map,
@@ -28,28 +33,36 @@ from planner.logical import (
     Ordered,
     Param,
     Project,
+    Recover,
     Reduce,
+    Relation,
     Result,
     Scan,
+    Sort,
     Sql,
+    SqlRows,
     Tool,
     ToolRef,
     When,
 )
+from planner.relations import row_values
 
 
 def verify(plan: LogicalPlan) -> None:
     """Raise `PlanError` or `InvariantError` unless the plan is legal; the message names the
     operator. Iterative: a plan may be thousands of operators deep.
 
-    - Outputs are `Result`s with unique, non-empty names; each depends on exactly its own scan.
-    - Columns belong to a scan; scans, columns and results are in the row scope, parameters in
-      bodies, within the body's number of parameters, and no tracing scope is left on them.
+    - Outputs are `Result`s with unique, non-empty names; each depends on the rows of one relation,
+      and so does every value: those of its own relation alone.
+    - Columns belong to a base relation; relations, columns and results are in the row scope,
+      parameters in bodies, within the body's number of parameters, and no tracing scope is left on
+      them. A relation is an input of relations, columns and results alone.
     - Inputs fit the operator: bodies, prompts, tools, queries and objects have one for each name.
     - Sampled and writing calls have a `call_id` that no other operator has; pure ones have none.
     - Tools of one name are one tool.
     """
     _verify_outputs(plan)
+    _verify_rows(plan)
     calls: dict[str, Op] = {}
     tools: dict[str, ToolRef] = {}
     for op, n_params in _scoped(plan):
@@ -95,20 +108,52 @@ def _verify_outputs(plan: LogicalPlan) -> None:
         names.add(name)
         if result.kind != "Result":
             raise InvariantError(f"output {name!r} is {result!r}, which is no Result")
-    reached: dict[Op, frozenset[Scan]] = {}
+
+
+def _verify_rows(plan: LogicalPlan) -> None:
+    """Values are of the rows that those who read them mean."""
+    of: dict[Op, frozenset[Relation]] = {}
     for op in plan.walk():
-        scans: frozenset[Scan] = frozenset([op]) if isinstance(op, Scan) else frozenset()
+        if isinstance(op, Relation | Column | Result):
+            _verify_row_inputs(op, of, plan)
+            base = op.inputs[0] if isinstance(op, Column) else None
+            of[op] = frozenset([base]) if isinstance(base, Relation) else frozenset()
+            continue
+        bases: frozenset[Relation] = frozenset()
         for dependency in op.dependencies:
-            found = reached[dependency]
-            scans = scans if found <= scans else scans | found
-        reached[op] = scans
-    for name, result in plan.outputs:
-        if len(reached[result]) > 1:
-            sources = ", ".join(sorted(repr(scan.source) for scan in reached[result]))
+            _expect(op, not isinstance(dependency, Relation), "reads a relation as a value")
+            found = of[dependency]
+            bases = bases if found <= bases else bases | found
+        if len(bases) > 1:
             raise PlanError(
-                f"query {name!r} reads the rows of {len(reached[result])} inputs ({sources}); a "
-                "query reads one row of one input"
+                f"query {plan.users[op][0]!r}: {op!r} reads the rows of {len(bases)} inputs "
+                f"({_named(bases)}); a query reads one row of one input"
             )
+        of[op] = bases
+
+
+def _verify_row_inputs(op: Op, of: dict[Op, frozenset[Relation]], plan: LogicalPlan) -> None:
+    """The values that a relation or result reads are over the relation that it says."""
+    for value, relation in _read(op):
+        _expect(op, not isinstance(value, Relation), "reads a relation as a value")
+        wanted = frozenset[Relation]() if relation is None else frozenset([relation.base])
+        if not of[value] <= wanted:
+            raise PlanError(
+                f"query {plan.users[op][0]!r}: {op!r} is for the rows of "
+                f"{_named(wanted) or 'no input'} and reads a value of the rows of "
+                f"{_named(of[value])}; a query reads the rows of one input"
+            )
+
+
+def _read(op: Op) -> Iterable[tuple[Op, Relation | None]]:
+    if isinstance(op, Result):
+        return [(op.value, op.rows)]
+    return row_values(op) if isinstance(op, Relation) else ()
+
+
+def _named(relations: frozenset[Relation]) -> str:
+    names = (repr(r.source) if isinstance(r, Scan) else repr(r) for r in relations)
+    return ", ".join(sorted(names))
 
 
 def _verify_place(op: Op, n_params: int | None) -> None:
@@ -121,7 +166,7 @@ def _verify_place(op: Op, n_params: int | None) -> None:
             raise InvariantError(f"parameter {op.index} is outside any body")
         if not 0 <= op.index < n_params:
             raise InvariantError(f"parameter {op.index} of a body that has {n_params} parameters")
-    elif n_params is not None and isinstance(op, Scan | Column | Result):
+    elif n_params is not None and isinstance(op, Relation | Column | Result):
         raise InvariantError(
             f"{op!r} is inside a body, which sees the row through parameters alone"
         )
@@ -131,11 +176,14 @@ def _verify_inputs(op: Op) -> None:
     n = len(op.inputs)
     match op:
         case Column():
-            _expect(op, n == 1 and isinstance(op.inputs[0], Scan), "takes the Scan of its rows")
-        case Field() | Ordered():
+            of_base = n == 1 and isinstance(op.inputs[0], Relation)
+            _expect(op, of_base, "takes the relation of its rows")
+        case Filter() | Limit() | Flatten() | Group() | Sort():
+            _expect(op, n >= 1 and isinstance(op.inputs[0], Relation), "takes a relation first")
+        case Field() | Ordered() | Recover():
             _expect(op, n == 1, f"takes 1 input, has {n}")
         case Compare(operator=operator):
-            wanted = {"not": 1, "truthy": 1}.get(operator, 2)
+            wanted = 1 if operator in ("not", "truthy", "is_null") else 2
             known = operator in _COMPARISONS
             _expect(op, known, f"has the unknown operator {operator!r}")
             _expect(op, n == wanted, f"({operator}) takes {wanted} inputs, has {n}")
@@ -152,6 +200,9 @@ def _verify_inputs(op: Op) -> None:
         case Sql(params=params, text=text):
             wanted = len(params) + (1 if text is None else 0)
             _expect(op, n == wanted, f"takes {wanted} inputs (query text and parameters), has {n}")
+        case SqlRows():
+            constant = all(isinstance(each, Const) for each in op.param_inputs)
+            _expect(op, constant, "has a parameter that is no constant")
         case Map() | Reduce() | Loop():
             for body in op.bodies:
                 _expect(op, n >= 1 and n == body.n_params, _body_message(body, n))
@@ -162,7 +213,9 @@ def _verify_inputs(op: Op) -> None:
             pass
 
 
-_COMPARISONS = frozenset(("==", "!=", "<", "<=", ">", ">=", "in", "and", "or", "not", "truthy"))
+_COMPARISONS = frozenset(
+    ("==", "!=", "<", "<=", ">", ">=", "in", "and", "or", "not", "truthy", "is_null")
+)
 
 
 def _expect(op: Op, holds: bool, message: str) -> None:
@@ -175,7 +228,7 @@ def _body_message(body: Body, bound: int) -> str:
 
 
 def _verify_call_id(op: Op, calls: dict[str, Op]) -> None:
-    if not isinstance(op, ModelOp | Tool | Sql):
+    if not isinstance(op, ModelOp | Tool | Sql | SqlRows):
         return
     if op.effect is Effect.PURE:
         _expect(op, not op.call_id, f"is pure and has call_id {op.call_id!r}, so it cannot merge")

@@ -16,9 +16,9 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from costmodel.errors import HaloError
-from planner.logical import Json, Op
+from planner.logical import Json, Op, Recover
 from runtime.errors import DrainingError
-from runtime.records import RowError
+from runtime.records import Recovered, RowError
 from runtime.scope import FailedBodyError, Failure, Frame, Scope
 from runtime.write_order import WriteOrder
 
@@ -33,23 +33,30 @@ class Evaluator:
         crash: what ended the run: a defect, a store that cannot record, a cancelled call.
     """
 
-    def __init__(self, *, on_draining: Callable[[], None], on_crash: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        *,
+        on_draining: Callable[[], None],
+        on_crash: Callable[[], None],
+        on_recovered: Callable[[Recovered], None],
+    ) -> None:
         """`on_draining` is called when a call was refused because the run is stopping, `on_crash`
-        when `crash` is set."""
+        when `crash` is set, `on_recovered` for every failure that became a value."""
         self.stopping = False
         self.crash: BaseException | None = None
         self._orders: dict[str, WriteOrder] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._on_draining = on_draining
         self._on_crash = on_crash
+        self._on_recovered = on_recovered
 
     # --- frames ----------------------------------------------------------------------------------
 
     def start_row(self, frame: Frame) -> None:
-        """Start a row: it takes its turns at writing operators now."""
-        for position in frame.scope.writes:
+        """Start a row: it takes its turns at the operators that run in turn now."""
+        for position in frame.scope.in_turn:
             frame.turns[position] = self._order(frame.scope.ops[position]).take()
-        self._drive(frame, frame.scope.ready.copy())
+        self._drive(frame, frame.start())
 
     async def run_body(
         self, body: Scope, arguments: Sequence[Json], parent: Frame, query: str, part: str
@@ -93,19 +100,32 @@ class Evaluator:
         """Start one use of a body. `on_end` may be called before this returns."""
         path = parent.place(part)
         frame = Frame(body, arguments, parent.row, on_end, query=query, path=path)
-        self._drive(frame, body.ready.copy())
+        self._drive(frame, frame.start())
         return frame
 
     def _drive(self, frame: Frame, ready: list[int]) -> None:
         """Evaluate the operators at `ready` and all that become ready by it."""
         functions, values, environment = frame.scope.functions, frame.values, frame.environment
+        gates, recovers = frame.scope.gates, frame.scope.recovers
         while ready:
             position = ready.pop()
+            if gates and position in gates and position not in frame.opened:
+                gate = gates[position]
+                if frame.failures is None or gate not in frame.failures:
+                    if values[gate]:
+                        if not frame.open_gate(position, ready):
+                            continue
+                    else:
+                        values[position] = False
+                        self._skip_turn(frame, position)
+                        frame.end(position, ready)
+                        continue
             failure = frame.inherited(position) if frame.failures is not None else None
-            if failure is not None:
+            if failure is not None and position in recovers and failure.error is not None:
+                values[position] = self._recovered(frame, position, failure.error)
+            elif failure is not None:
                 frame.fail(position, failure)
-                if position in frame.turns:
-                    self._end_turn(frame, position)
+                self._skip_turn(frame, position)
             else:
                 function = functions[position]
                 if function is None:
@@ -115,9 +135,19 @@ class Evaluator:
                     values[position] = function(values, environment)
                 except Exception as error:
                     frame.fail(position, _failure(frame, position, error))
-            _end(frame, position, ready)
+            frame.end(position, ready)
         if not frame.open:
+            for turn_at in frame.turns if frame.states is not None else ():
+                self._skip_turn(frame, turn_at)
             frame.on_end(frame)
+
+    def _recovered(self, frame: Frame, position: int, error: RowError) -> Json:
+        op = frame.scope.ops[position]
+        assert isinstance(op, Recover)
+        row = frame.row
+        query = frame.query_of(position)
+        self._on_recovered(Recovered(op.fingerprint, query, row.index, row.key, error))
+        return {"value": None, "error": error.message} if op.detail else None
 
     # --- steps -----------------------------------------------------------------------------------
 
@@ -149,13 +179,13 @@ class Evaluator:
             if position in frame.turns:
                 self._end_turn(frame, position)
             ready: list[int] = []
-            _end(frame, position, ready)
+            frame.end(position, ready)
             self._drive(frame, ready)
         except asyncio.CancelledError as error:
-            self._crashed(error)
+            self.crashed(error)
             raise
         except Exception as error:
-            self._crashed(error)
+            self.crashed(error)
         finally:
             task = asyncio.current_task()
             if task is not None:
@@ -164,13 +194,20 @@ class Evaluator:
     def _end_turn(self, frame: Frame, position: int) -> None:
         self._order(frame.scope.ops[position]).end(frame.turns[position])
 
+    def _skip_turn(self, frame: Frame, position: int) -> None:
+        """End a turn, if there is one, that the row does not need or has not ended yet."""
+        turn = frame.turns.get(position)
+        if turn is not None and not turn.over:
+            self._end_turn(frame, position)
+
     def _order(self, op: Op) -> WriteOrder:
         order = self._orders.get(op.fingerprint)
         if order is None:
             order = self._orders[op.fingerprint] = WriteOrder()
         return order
 
-    def _crashed(self, error: BaseException) -> None:
+    def crashed(self, error: BaseException) -> None:
+        """End the run by `error`."""
         if self.crash is None:
             self.crash = error
             self._on_crash()
@@ -182,16 +219,6 @@ class Evaluator:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-
-
-def _end(frame: Frame, position: int, ready: list[int]) -> None:
-    """The operator at `position` has a value or a failure; add what it made ready to `ready`."""
-    frame.open -= 1
-    waits_for = frame.waits_for
-    for dependent in frame.scope.dependents[position]:
-        waits_for[dependent] -= 1
-        if not waits_for[dependent]:
-            ready.append(dependent)
 
 
 def body_values(frames: Sequence[Frame]) -> list[Json]:
@@ -215,4 +242,6 @@ def _failure(frame: Frame, position: int, error: Exception) -> Failure:
     if not isinstance(error, HaloError):
         _log.error("defect in %r of row %d", op, frame.row.index, exc_info=error)
     message = f"{error} (at {frame.path})" if frame.path else str(error)
-    return Failure(RowError(type(error).__name__, message, op.label or op.fingerprint), position)
+    attempts = int(getattr(error, "attempts", 1))
+    name = op.label or op.fingerprint
+    return Failure(RowError(type(error).__name__, message, name, attempts), position)

@@ -1,33 +1,67 @@
 """The executor: rows flow through the operators of a plan as what they need becomes ready.
 
-Queries over the same scan share its rows: one row evaluates what the queries that still need it use
+Queries over the same rows share them: one row evaluates what the queries that still need it use
 between them, each operator once, and ends in one outcome for each query. At most
 `PhysicalPlan.rows_in_flight` rows are under way; a row that ends gives its values back.
+
+Each relation that makes rows is a stage. Rows pass from stage to stage one by one, in row order,
+except where a relation needs all rows before it (groups, sorts, tables of queries). Rows of later
+stages start first, so that few are half done.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, Protocol
 
+from costmodel.errors import HaloError
 from costmodel.usage import OpMetrics
 from planner.errors import InvariantError
-from planner.logical import Effect, Json, ModelOp, Op, Result, Sql, Tool, walk
+from planner.logical import CALLS, Const, Effect, Json, Op, Scan, SqlRows, walk
 from planner.physical import PhysicalPlan
 from runtime.agent_loop import ToolCaller
 from runtime.answers import ModelCaller
 from runtime.backends.base import ToolSchema
 from runtime.clock import Clock
+from runtime.derive import Given, Table
+from runtime.errors import DrainingError
 from runtime.evaluator import Evaluator
 from runtime.operators import Compiler
-from runtime.records import Outcome, Store, row_keys
+from runtime.placement import FIRST_LOOK_ROWS, Load, Observed, Placement, Replan
+from runtime.records import CallSite, Outcome, Recovered, RowError, Store, row_keys
 from runtime.scope import Frame, Row, Scope
+from runtime.stages import (
+    Stage,
+    StageRow,
+    Target,
+    given_to,
+    needs_row_order,
+    set_limits,
+    stages_of,
+)
 
 ROWS_PER_PASS = 64
 """Rows admitted before the loop may do other things, such as `stop`: rows without calls end at
 once and would otherwise be admitted all in one go."""
+
+
+class RowQueries(Protocol):
+    """Runs the queries that make rows."""
+
+    async def rows(
+        self,
+        op: SqlRows,
+        tables: Mapping[str, Table],
+        params: Mapping[str, Json],
+        site: CallSite,
+    ) -> Sequence[Mapping[str, Json]]:
+        """The rows of `op` by column name, in order. A query that writes has run once when this
+        returns, also if the run was killed and resumed. Raises `HaloError` when it fails, and
+        `DrainingError` when the run is stopping and it has not started."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,41 +102,39 @@ class _Query:
     """A query while it runs."""
 
     name: str
-    result: Result
+    stage: Stage
     outcomes: list[Outcome] = field(default_factory=list[Outcome])
-    total: int = 0
     recorded: int = 0
+    dropped: int = 0
     failed: int = 0
 
     @property
     def progress(self) -> QueryProgress:
-        return QueryProgress(self.total, self.recorded + len(self.outcomes), self.failed)
-
-
-@dataclass(frozen=True, slots=True)
-class _Admission:
-    """A row to run, for the queries that have no outcome of it yet."""
-
-    row: Mapping[str, Json]
-    index: int
-    key: str
-    queries: tuple[str, ...]
+        done = self.recorded + len(self.outcomes) + self.dropped + self.stage.skipped
+        return QueryProgress(self.stage.total, done, self.failed)
 
 
 class Executor:
     """Runs a physical plan, once. Make it and use it in one event loop.
 
     Calls have the priority `position * stride + PhysicalPlan.priority[op]`: rows admitted earlier
-    go first, so that rows end early and few are half done; within a row the plan decides.
+    go first, so that rows end early and few are half done; within a row, or within a block of
+    `row_block` rows, the plan decides.
 
-    Writing operators run for one row after the other, in input order: a scan that feeds one is
-    admitted in input order, whatever `row_order` says.
+    Writing operators run for one row after the other, in input order, and limits count in it: a
+    scan that feeds one is admitted in input order, whatever `row_order` says.
 
     Args:
         dispatcher: makes model calls.
         tools: calls tools and databases.
         tool_schemas: by name, the tools of the plan's agents as models see them.
         metrics: by operator fingerprint; shared with the call table, which counts calls there.
+        row_queries: runs the queries of the plan's `SqlRows`; None for a plan without any.
+        replan: asked now and then, with what was measured, for a plan of the rest.
+        load: how busy a worker is, for calls that may go to one of several.
+
+    Attributes:
+        recovered: failures that `Recover` operators turned into values, as they happened.
     """
 
     def __init__(
@@ -115,16 +147,28 @@ class Executor:
         store: Store,
         clock: Clock,
         metrics: dict[str, OpMetrics],
+        row_queries: RowQueries | None = None,
+        replan: Replan | None = None,
+        load: Callable[[str], Load] | None = None,
     ) -> None:
         self._plan = plan
+        self._placement = Placement(plan, load)
+        self._replan = replan
+        self._rows_ended = 0
+        self._look_at = FIRST_LOOK_ROWS
+        self._began_s = 0.0
         self._dispatcher = dispatcher
         self._tools = tools
         self._store = store
         self._clock = clock
         self._metrics = metrics
-        self._evaluator = Evaluator(on_draining=self.stop, on_crash=self._wake_up)
+        self.recovered: list[Recovered] = []
+        self._evaluator = Evaluator(
+            on_draining=self.stop, on_crash=self._wake_up, on_recovered=self.recovered.append
+        )
+        self._row_queries = row_queries
         self._compiler = Compiler(
-            plan,
+            self._placement,
             models=dispatcher,
             tools=tools,
             tool_schemas=tool_schemas,
@@ -132,13 +176,19 @@ class Executor:
             evaluator=self._evaluator,
             is_stopping=lambda: self._evaluator.stopping,
         )
-        self._queries = {name: _Query(name, r) for name, r in plan.logical.outputs}
-        self._scopes: dict[tuple[str, ...], Scope] = {}
-        self._calls = {
-            op.fingerprint for op in plan.logical.walk_all() if isinstance(op, ModelOp | Tool | Sql)
+        self._stages = stages_of(plan.logical)
+        self._queries = {
+            name: _Query(name, self._stages[result.rows.base])
+            for name, result in plan.logical.outputs
         }
-        self._stride = max(plan.priority.values(), default=0) + 1
+        set_limits(self._stages.values(), self._compiler.limit)
+        self._scopes: dict[tuple[Target, ...], Scope] = {}
+        self._calls = {op.fingerprint for op in plan.logical.walk_all() if isinstance(op, CALLS)}
+        self._recorded: set[tuple[str, str]] = set()
+        self._querying: dict[Stage, asyncio.Task[None]] = {}
+        self._admitted = 0
         self._active = 0
+        self._unsettled = True
         self._started = False
         self._wake: asyncio.Future[None] | None = None
 
@@ -186,13 +236,15 @@ class Executor:
         if self._started:
             raise InvariantError("an executor runs once; make another for another run")
         self._started = True
+        self._began_s = self._clock.now_s()
         # The store looks at them again whenever it commits.
         self._store.record_metrics(self._metrics)
+        self._recorded = set(self._store.recorded_outcomes())
+        self._fill_scans(rows)
         try:
-            await self._admit_all(list(self._admissions(rows)))
-            while self._active:
-                await self._woken()
+            await self._run_stages()
         finally:
+            await self._end_queries()
             await self._evaluator.cancel()
             self._store.record_metrics(self._metrics)
         await self._store.durable()
@@ -201,36 +253,33 @@ class Executor:
             for name, query in self._queries.items()
         }
 
-    # --- rows ------------------------------------------------------------------------------------
+    @property
+    def complete(self) -> bool:
+        """Whether every row of every query has ended."""
+        return all(stage.finished for stage in self._stages.values())
 
-    def _admissions(self, rows: Mapping[str, Sequence[Mapping[str, Json]]]) -> Iterator[_Admission]:
-        """The rows to run, in the order in which they start."""
-        recorded = set(self._store.recorded_outcomes())
-        sources: dict[str, list[_Query]] = {}
-        for query in self._queries.values():
-            sources.setdefault(query.result.scan.source, []).append(query)
-        for source, queries in sources.items():
-            if source not in rows:
+    # --- stages ----------------------------------------------------------------------------------
+
+    def _fill_scans(self, rows: Mapping[str, Sequence[Mapping[str, Json]]]) -> None:
+        for relation, stage in self._stages.items():
+            if not isinstance(relation, Scan):
+                continue
+            if relation.source not in rows:
                 have = ", ".join(map(repr, rows)) or "none"
-                raise InvariantError(f"no rows for the scan of {source!r}; the run has: {have}")
-            its_rows = rows[source]
+                raise InvariantError(
+                    f"no rows for the scan of {relation.source!r}; the run has: {have}"
+                )
+            its_rows = rows[relation.source]
             keys = row_keys(its_rows)
-            for query in queries:
-                query.total = len(keys)
-            everyone = tuple(query.name for query in queries)
-            for index in self._order(source, queries, len(keys)):
-                key = keys[index]
-                names = everyone
-                if recorded:
-                    names = tuple(name for name in everyone if (name, key) not in recorded)
-                    for name in set(everyone).difference(names):
-                        self._queries[name].recorded += 1
-                if names:
-                    yield _Admission(its_rows[index], index, key, names)
+            stage.total = len(keys)
+            stage.ended = True
+            stage.pending.extend(
+                StageRow(index, keys[index], its_rows[index])
+                for index in self._order(relation.source, stage, len(keys))
+            )
 
-    def _order(self, source: str, queries: Sequence[_Query], n_rows: int) -> Sequence[int]:
-        ops = walk(tuple(query.result for query in queries))
-        if source not in self._plan.row_order or any(op.effect is Effect.WRITE for op in ops):
+    def _order(self, source: str, stage: Stage, n_rows: int) -> Sequence[int]:
+        if source not in self._plan.row_order or needs_row_order(stage.targets):
             return range(n_rows)
         order = self._plan.row_order[source]
         if sorted(order) != list(range(n_rows)):
@@ -240,56 +289,218 @@ class Executor:
             )
         return order
 
-    async def _admit_all(self, admissions: Sequence[_Admission]) -> None:
-        for position, admission in enumerate(admissions):
-            while self._active >= max(1, self._plan.rows_in_flight):
-                await self._woken()
-            if position % ROWS_PER_PASS == ROWS_PER_PASS - 1:
-                await self._clock.sleep_s(0)
+    async def _run_stages(self) -> None:
+        """Admit rows until all stages have finished, or the run stops."""
+        while True:
             self._check_crash()
-            if self._evaluator.stopping:
+            self._settle()
+            stage = None if self._evaluator.stopping else self._next_stage()
+            if stage is not None:
+                self._admit(stage, stage.pending.popleft())
+                self._admitted += 1
+                if self._admitted % ROWS_PER_PASS == 0:
+                    await self._clock.sleep_s(0)
+            elif self._active or self._querying:
+                await self._woken()
+            else:
                 return
-            row = Row(admission.index, admission.key, position * self._stride)
-            self._active += 1
-            scope = self._scope(admission.queries)
-            on_end = partial(self._ended, admission)
-            self._evaluator.start_row(Frame(scope, admission.row, row, on_end))
 
-    def _scope(self, queries: tuple[str, ...]) -> Scope:
-        """What `queries` use of a row between them."""
-        scope = self._scopes.get(queries)
+    def _settle(self) -> None:
+        """Pass on that stages have ended or are not needed any more, as far as it goes, and start
+        the queries whose tables are whole."""
+        if not self._unsettled or self._evaluator.stopping:
+            return
+        self._unsettled = False
+        stages = list(self._stages.values())
+        # Not needed: from the last to the first. Ended: from the first to the last.
+        for stage in reversed(stages):
+            stage.close_if_full()
+        for stage in stages:
+            if stage.is_query_ready and not stage.ended and stage not in self._querying:
+                self._start_query(stage)
+            stage.finish_if_done()
+
+    def _next_stage(self) -> Stage | None:
+        """The last stage that has a row to start."""
+        if self._active >= max(1, self._plan.rows_in_flight):
+            return None
+        for stage in reversed(self._stages.values()):
+            if stage.pending and (not stage.limited or stage.active < stage.allowance):
+                return stage
+        return None
+
+    # --- rows ------------------------------------------------------------------------------------
+
+    def _admit(self, stage: Stage, row: StageRow) -> None:
+        targets = tuple(target for target in stage.targets if self._needs(target, row))
+        if not targets:
+            self._unsettled = True
+            return
+        stage.active += 1
+        self._active += 1
+        position = self._admitted
+        started = Row(row.index, row.key, self._placement.row_priority(position), position)
+        if isinstance(row.row, RowError):
+            self._failed_row(stage, row, targets, row.row)
+            return
+        scope = self._scope(stage, targets)
+        on_end = partial(self._ended, stage, row, targets)
+        self._evaluator.start_row(Frame(scope, row.row, started, on_end))
+
+    def _needs(self, target: Target, row: StageRow) -> bool:
+        """Whether a row is to run for a target: not when an earlier process recorded its outcome,
+        unless a limit must count it."""
+        if target.query and not target.limits and (target.query, row.key) in self._recorded:
+            self._queries[target.query].recorded += 1
+            return False
+        return True
+
+    def _scope(self, stage: Stage, targets: tuple[Target, ...]) -> Scope:
+        """What `targets` read of a row between them."""
+        scope = self._scopes.get(targets)
         if scope is None:
-            roots = [self._queries[name].result for name in queries]
             users = self._plan.logical.users
+            sinks = [target.sink for target in targets]
+            wanted = {target.query for target in targets if target.query}
             named: dict[Op, str] = {}
-            for op in walk(tuple(roots)):
+            for op in walk(tuple(sinks), stop_at=stage.relation):
                 # The name is part of what a sampled or writing call is: always the same one.
                 # A pure call is recorded under a query that asks for it in this process.
-                names = users[op]
-                named[op] = (
-                    next(name for name in names if name in queries)
-                    if op.effect is Effect.PURE
-                    else names[0]
-                )
-            scope = self._scopes[queries] = self._compiler.row_scope(roots, named)
+                names = users.get(op, ("",))
+                named[op] = names[0]
+                if op.effect is Effect.PURE:
+                    named[op] = next((name for name in names if name in wanted), names[0])
+            scope = self._scopes[targets] = self._compiler.row_scope(sinks, named, stage.relation)
         return scope
 
-    def _ended(self, admission: _Admission, frame: Frame) -> None:
-        """Record the outcomes of a row, except for queries that were stopped in it."""
-        for name, position in zip(admission.queries, frame.scope.results, strict=True):
+    def _ended(
+        self, stage: Stage, row: StageRow, targets: tuple[Target, ...], frame: Frame
+    ) -> None:
+        """Pass on what a row has become, except to targets for which it was stopped."""
+        for target, position in zip(targets, frame.scope.results, strict=True):
             failure = frame.failures.get(position) if frame.failures is not None else None
-            if failure is None:
-                outcome = Outcome(name, admission.index, admission.key, frame.values[position])
-            elif failure.error is not None:
-                outcome = Outcome(name, admission.index, admission.key, None, failure.error)
+            if failure is not None:
+                if failure.error is not None:
+                    given = given_to(target, frame, position, failure.error)
+                    self._deliver(target, row, None, failure.error, given)
+            elif frame.is_dropped(position):
+                self._drop(target, row)
             else:
-                continue
-            self._store.record_outcome(outcome)
-            query = self._queries[name]
-            query.outcomes.append(outcome)
-            query.failed += outcome.error is not None
+                self._deliver(target, row, frame.values[position])
+        self._row_ended(stage)
+
+    def _failed_row(
+        self, stage: Stage, row: StageRow, targets: Sequence[Target], error: RowError
+    ) -> None:
+        """A row that failed where it was made: it fails wherever it is read."""
+        for target in targets:
+            self._deliver(target, row, None, error, error)
+        self._row_ended(stage)
+
+    def _deliver(
+        self,
+        target: Target,
+        row: StageRow,
+        value: Any,
+        error: RowError | None = None,
+        given: Given | None = None,
+    ) -> None:
+        if target.stage is not None:
+            target.put(row.index, value if error is None else given)
+            return
+        query = self._queries[target.query]
+        if (target.query, row.key) in self._recorded:
+            query.recorded += 1
+            return
+        ended_s = self._clock.now_s() - self._began_s
+        outcome = Outcome(target.query, row.index, row.key, value, error, ended_s=ended_s)
+        self._store.record_outcome(outcome)
+        query.outcomes.append(outcome)
+        query.failed += error is not None
+
+    def _drop(self, target: Target, row: StageRow) -> None:
+        if target.stage is not None:
+            target.put(row.index, None)
+            return
+        if (target.query, row.key) in self._recorded:
+            self._queries[target.query].recorded += 1
+            return
+        self._store.record_outcome(Outcome(target.query, row.index, row.key, dropped=True))
+        self._queries[target.query].dropped += 1
+
+    def _row_ended(self, stage: Stage) -> None:
+        for target in stage.targets:
+            for limit in target.limits:
+                limit.see()
+        stage.active -= 1
         self._active -= 1
+        self._unsettled = self._unsettled or stage.limited or not (stage.pending or stage.active)
+        self._rows_ended += 1
+        if self._replan is not None and self._rows_ended >= self._look_at:
+            self._plan_again(self._replan)
         self._wake_up()
+
+    def _plan_again(self, replan: Replan) -> None:
+        """Let the rest be planned again from what was measured. Calls under way are not touched."""
+        self._look_at = 2 * self._rows_ended
+        plan = replan(
+            Observed(
+                metrics=self._metrics,
+                rows_started=self._admitted,
+                rows_ended=self._rows_ended,
+                rows_total=sum(stage.total for stage in self._stages.values()),
+                elapsed_s=self._clock.now_s() - self._began_s,
+            )
+        )
+        if plan is not None:
+            self._placement.update(plan)
+
+    # --- queries that make rows ------------------------------------------------------------------
+
+    def _start_query(self, stage: Stage) -> None:
+        task = asyncio.get_running_loop().create_task(self._query(stage))
+        self._querying[stage] = task
+
+    async def _query(self, stage: Stage) -> None:
+        """Run the query of a stage, whose tables are whole."""
+        op, reader = stage.relation, stage.tables
+        assert isinstance(op, SqlRows) and reader is not None
+        names = self._plan.logical.users[op]
+        site = CallSite(op.fingerprint, names[0], 0, "", "", op.label, op.effect, op.call_id)
+        try:
+            try:
+                if reader.error is not None:
+                    stage.add([reader.error])
+                elif self._row_queries is None:
+                    raise InvariantError(f"the run cannot run {op!r}: it has no database")
+                else:
+                    params = {
+                        name: each.value if isinstance(each, Const) else None
+                        for name, each in zip(op.params, op.param_inputs, strict=True)
+                    }
+                    stage.add(await self._row_queries.rows(op, reader.tables, params, site))
+            except DrainingError:
+                self.stop()
+                return
+            except InvariantError:
+                raise
+            except HaloError as error:
+                name = op.label or op.fingerprint
+                stage.add([RowError(type(error).__name__, str(error), name)])
+            stage.ended = True
+            self._unsettled = True
+        except Exception as error:
+            self._evaluator.crashed(error)
+        finally:
+            self._querying.pop(stage, None)
+            self._wake_up()
+
+    async def _end_queries(self) -> None:
+        tasks = list(self._querying.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     # --- waiting ---------------------------------------------------------------------------------
 

@@ -21,12 +21,14 @@ from planner.logical import (
     Param,
     Project,
     Prompt,
+    Recover,
     Ref,
+    Relation,
     Result,
-    Scan,
     render_value,
 )
 from runtime.errors import ValueTypeError
+from runtime.null_logic import SQL_UNARY, sql_compared
 from runtime.values import BINARY, UNARY, checked, compared, excerpt, member
 
 Compute: TypeAlias = Callable[[list[Json], Any], Json]
@@ -46,8 +48,8 @@ def compile_inline(op: Op, at: Sequence[int]) -> Compute | None:
             return _const(op)
         case Param(index=index):
             return lambda values, env: env[index]
-        case Scan():
-            return lambda values, env: None
+        case Relation():
+            return lambda values, env: True
         case Field():
             return _field(op, at[0])
         case Format():
@@ -57,6 +59,8 @@ def compile_inline(op: Op, at: Sequence[int]) -> Compute | None:
             return _project(op, at)
         case Compare():
             return _compare(op, at)
+        case Recover():
+            return _recover(op, at[0])
         case Ordered() | Result():
             first = at[0]
             return lambda values, env: values[first]
@@ -109,7 +113,7 @@ def _project(op: Project, at: Sequence[int]) -> Compute:
 
 def _compare(op: Compare, at: Sequence[int]) -> Compute:
     symbol, label = op.operator, repr(op)
-    unary = UNARY.get(symbol)
+    unary = (SQL_UNARY if op.nulls else UNARY).get(symbol)
     if unary is not None:
         only = at[0]
         return lambda values, env: unary(values[only])
@@ -117,4 +121,13 @@ def _compare(op: Compare, at: Sequence[int]) -> Compute:
         known = ", ".join([*BINARY, *UNARY])
         raise InvariantError(f"{label} has the operator {symbol!r}; there are: {known}")
     left, right = at[0], at[1]
+    if op.nulls:
+        return lambda values, env: sql_compared(symbol, values[left], values[right], label)
     return lambda values, env: compared(symbol, values[left], values[right], label)
+
+
+def _recover(op: Recover, at: int) -> Compute:
+    """The value of a recovered operator that has not failed."""
+    if op.detail:
+        return lambda values, env: {"value": values[at], "error": None}
+    return lambda values, env: values[at]

@@ -88,8 +88,9 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def read_outcomes(path: Path, query: str | None = None) -> Iterator[Outcome]:
-    """Recorded outcomes, of `query` or of all (in order of their names), by row index."""
-    where = "" if query is None else "WHERE query = ?"
+    """Recorded outcomes, of `query` or of all (in order of their names), by row index; rows that
+    were dropped are none of the query's."""
+    where = "WHERE NOT dropped" + ("" if query is None else " AND query = ?")
     with reading(path) as connection:
         rows = connection.execute(
             f"SELECT {OUTCOME_FIELDS} FROM outcomes {where} ORDER BY query, row_index, row_key",
@@ -121,8 +122,9 @@ def read_metrics(path: Path) -> dict[str, OpMetrics]:
             total.replayed += row[5]
             total.retries += row[6]
             total.errors += row[7]
-            total.busy_s += row[8]
-            total.usage += Usage(*row[9:13])
+            total.kept += row[8]
+            total.busy_s += row[9]
+            total.usage += Usage(*row[10:14])
     return metrics
 
 

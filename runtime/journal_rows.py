@@ -84,15 +84,15 @@ def outcome_row(process: int, outcome: Outcome) -> Row:
             error = RowError("ValueTypeError", message)
     place = (outcome.query, outcome.row_key, outcome.row_index, process, value)
     if error is None:
-        return (*place, None, None, None)
-    return (*place, error.type, _storable(error.message), _storable(error.op))
+        return (*place, None, None, None, int(outcome.dropped))
+    return (*place, error.type, _storable(error.message), _storable(error.op), 0)
 
 
 def outcome_from_row(row: Row) -> Outcome:
     """The outcome of a row of OUTCOME_FIELDS."""
     if row[5] is not None:
         return Outcome(row[0], row[2], row[1], None, RowError(row[5], row[6], row[7]))
-    return Outcome(row[0], row[2], row[1], json.loads(row[4]))
+    return Outcome(row[0], row[2], row[1], json.loads(row[4]), dropped=bool(row[8]))
 
 
 def metrics_row(process: int, op: str, metrics: OpMetrics) -> Row:
@@ -107,6 +107,7 @@ def metrics_row(process: int, op: str, metrics: OpMetrics) -> Row:
         metrics.replayed,
         metrics.retries,
         metrics.errors,
+        metrics.kept,
         metrics.busy_s,
         usage.input_tokens,
         usage.output_tokens,

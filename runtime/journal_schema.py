@@ -57,6 +57,7 @@ _TABLES = (
         error_type TEXT,
         error_message TEXT,
         error_op TEXT,
+        dropped INTEGER NOT NULL,
         UNIQUE (query, row_key)
     )""",
     # Results are written in this order, and `status` counts from the index alone.
@@ -71,6 +72,7 @@ _TABLES = (
         replayed INTEGER NOT NULL,
         retries INTEGER NOT NULL,
         errors INTEGER NOT NULL,
+        kept INTEGER NOT NULL,
         busy_s REAL NOT NULL,
         input_tokens INTEGER NOT NULL,
         output_tokens INTEGER NOT NULL,
@@ -85,10 +87,12 @@ CALL_FIELDS = (
     "output_tokens, cached_tokens, predicted_cached_tokens, finish_reason, queued_s, start_s, "
     "first_token_s, end_s, attempts, error"
 )
-OUTCOME_FIELDS = "query, row_key, row_index, process, value, error_type, error_message, error_op"
+OUTCOME_FIELDS = (
+    "query, row_key, row_index, process, value, error_type, error_message, error_op, dropped"
+)
 METRIC_FIELDS = (
-    "process, op, requested, made, shared, replayed, retries, errors, busy_s, input_tokens, "
-    "output_tokens, cached_tokens, predicted_cached_tokens"
+    "process, op, requested, made, shared, replayed, retries, errors, kept, busy_s, "
+    "input_tokens, output_tokens, cached_tokens, predicted_cached_tokens"
 )
 
 

@@ -17,7 +17,7 @@ from planner.logical import Effect, Json, Loop, Map, Op, Reduce, When
 from runtime.errors import DrainingError, ValueTypeError
 from runtime.evaluator import Evaluator, body_values
 from runtime.scope import FailedBodyError, Frame, Scope
-from runtime.values import kind_of
+from runtime.values import kind_of, same_json
 
 OpT = TypeVar("OpT", bound=Op)
 
@@ -230,7 +230,9 @@ class LoopStep(NestedStep[Loop]):
             part, arguments = f"loop[{number}]", [state, *captures]
             if not await run(condition, arguments, frame, query, f"{part}/condition"):
                 break
-            state = await run(step, arguments, frame, query, part)
+            before, state = state, await run(step, arguments, frame, query, part)
+            if self.op.stop_when_stable and same_json(before, state):
+                break
         return state
 
 

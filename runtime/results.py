@@ -151,7 +151,8 @@ def _values(journal: Path, queries: Sequence[str]) -> Iterator[tuple[str, int, s
         for query in queries:
             yield from connection.execute(
                 "SELECT query, row_index, row_key, value FROM outcomes "
-                "WHERE query = ? AND error_type IS NULL ORDER BY row_index, row_key",
+                "WHERE query = ? AND error_type IS NULL AND NOT dropped "
+                "ORDER BY row_index, row_key",
                 (query,),
             )
 

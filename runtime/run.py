@@ -10,7 +10,16 @@ from typing import Any
 
 from costmodel.errors import HaloError
 from costmodel.usage import OpMetrics
-from planner.logical import Agent, Json, Sql, canonical_json
+from planner.logical import (
+    Agent,
+    Filter,
+    Json,
+    Relation,
+    Result,
+    Scan,
+    Sql,
+    canonical_json,
+)
 from planner.physical import PhysicalPlan
 from planner.stats import PlanStats
 from runtime.backends.base import Backend, ToolSchema
@@ -22,13 +31,17 @@ from runtime.executor import Executor, Progress
 from runtime.journal import Journal
 from runtime.journal_reader import read_outcomes
 from runtime.memory_store import MemoryStore
-from runtime.records import Outcome, Store
+from runtime.phases import PhasedModels, PhasedTools, Phases
+from runtime.placement import Replan
+from runtime.records import Outcome, Recovered, Store
 from runtime.results import write_results
 from runtime.run_directory import RunDirectory, describe_operators
 from runtime.sharing import CallTable
+from runtime.sql_session import SessionQueries, SqlSession
 from runtime.sql_tool import Databases
 from runtime.tool_runner import ToolRunner
 from runtime.tools import ToolSpec
+from runtime.warmup import end_warming, shared_prefixes
 
 NO_BUDGET = Budget()
 
@@ -40,8 +53,10 @@ class RunInputs:
     Attributes:
         out: the run directory; None keeps the run in memory.
         resume: continue what `out` holds, if it holds anything.
+        sql: the DuckDB session of a SQL batch.
         manifest: JSON that says how to rebuild the batch on resume; what status and report need is
             added to it.
+        replan: plans the rest of the run again; see `runtime.placement`.
     """
 
     plan: PhysicalPlan
@@ -52,10 +67,15 @@ class RunInputs:
     seed: int = 0
     tenant: str = ""
     prime: bool = True
+    share: bool = True
+    warm: bool = True
+    overlap: bool = True
     budget: Budget = NO_BUDGET
     out: Path | None = None
     resume: bool = False
+    sql: SqlSession | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    replan: Replan | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +89,9 @@ class Finished:
             is simulated where the engine is.
         stopped: empty unless rows were left for a resume, and then why.
         budget_reached: whether that was the budget.
+        warmed_tokens: prompt tokens computed for shared instructions, outside any call.
         engine_requests: by worker, how often its engine says it was asked.
+        recovered: failures that became values (`planner.logical.Recover`).
     """
 
     outcomes: Mapping[str, Sequence[Outcome]]
@@ -81,6 +103,8 @@ class Finished:
     stopped: str
     budget_reached: bool
     engine_requests: Mapping[str, int]
+    recovered: Sequence[Recovered] = ()
+    warmed_tokens: int = 0
 
 
 class RunHandle:
@@ -97,6 +121,10 @@ class RunHandle:
     def progress(self) -> Progress | None:
         """Where the run stands; None until it has started."""
         return self._executor.progress if self._executor else None
+
+    def use(self, plan: PhysicalPlan) -> None:
+        """Run another plan of the same operators: a worker was lost before the start."""
+        self._inputs = replace(self._inputs, plan=plan)
 
     def stop(self, reason: str = "interrupted") -> None:
         """Drain: nothing new starts, calls in flight finish. Call it in the loop's thread."""
@@ -146,6 +174,20 @@ class RunHandle:
             journal.close(ending, ended_at=utc_now(), cpu_s=process_cpu_s())
         return finished
 
+    def _warm(
+        self, dispatcher: Dispatcher, engines: Mapping[str, Backend]
+    ) -> list[asyncio.Task[int]]:
+        """Start computing what it pays to compute before the rows; they do not wait for it."""
+        if not self._inputs.warm:
+            return []
+        worth = {
+            name: engine.capabilities.prime_tokens * engine.capabilities.bytes_per_token
+            for name, engine in engines.items()
+            if engine.capabilities.warms
+        }
+        prefixes = shared_prefixes(self._inputs.plan, self._inputs.stats, worth)
+        return [asyncio.create_task(dispatcher.warm(*prefix)) for prefix in prefixes]
+
     async def _execute(self, store: Store, engines: Mapping[str, Backend]) -> Finished:
         inputs, plan = self._inputs, self._inputs.plan
         started_s, clock_started_s, cpu_started_s = wall_s(), self.clock.now_s(), process_cpu_s()
@@ -162,27 +204,34 @@ class RunHandle:
             tenant=inputs.tenant,
             seed=inputs.seed,
             prime=inputs.prime,
+            share=inputs.share,
             meter=BudgetMeter(inputs.budget, clock_started_s) if inputs.budget.is_limited else None,
             on_budget=self._reach_budget,
         )
+        phases = None if inputs.overlap else Phases()
         self._executor = executor = Executor(
             plan,
-            dispatcher=dispatcher,
-            tools=tools,
+            dispatcher=dispatcher if phases is None else PhasedModels(dispatcher, phases),
+            tools=tools if phases is None else PhasedTools(tools, phases),
             tool_schemas=_agent_tools(inputs),
             store=store,
             clock=self.clock,
             metrics=metrics,
+            replan=inputs.replan,
+            load=dispatcher.load,
+            row_queries=SessionQueries(inputs.sql, store, self.clock) if inputs.sql else None,
         )
         if self._stopped:
             executor.stop()
+        warming = self._warm(dispatcher, engines)
         try:
             outcomes = await executor.run(inputs.rows)
         finally:
+            warmed = await end_warming(warming)
             await tools.close()
             await databases.close()
         progress = executor.progress
-        complete = progress.rows_done == progress.rows_total
+        complete = executor.complete
         return Finished(
             outcomes=outcomes,
             metrics=metrics,
@@ -192,10 +241,12 @@ class RunHandle:
             cpu_s=process_cpu_s() - cpu_started_s,
             stopped="" if complete else self._stopped or "stopped early",
             budget_reached=self.budget_reached and not complete,
+            warmed_tokens=warmed,
             engine_requests={
                 worker: engine.requests_seen - seen_before[worker]
                 for worker, engine in engines.items()
             },
+            recovered=tuple(executor.recovered),
         )
 
 
@@ -210,11 +261,22 @@ def _directory(inputs: RunInputs, path: Path) -> RunDirectory:
             **inputs.manifest,
             "queries": [name for name, _ in logical.outputs],
             "rows": {
-                name: len(inputs.rows[result.scan.source]) for name, result in logical.outputs
+                name: len(inputs.rows[scan.source])
+                for name, result in logical.outputs
+                if (scan := whole_scan(result)) is not None
             },
             "operators": describe_operators(logical),
         },
     )
+
+
+def whole_scan(result: Result) -> Scan | None:
+    """The scan whose every row has an outcome in a query; None when that is not known before, since
+    the query makes its own rows or stops at a limit."""
+    rows: Relation = result.rows
+    while isinstance(rows, Filter):
+        rows = rows.rows
+    return rows if isinstance(rows, Scan) else None
 
 
 def _keep_plan(directory: RunDirectory, inputs: RunInputs) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from planner.logical import Effect, Json, Op, walk
+from planner.logical import Effect, Json, Limit, Op, Recover, Relation, Subset, walk
 from runtime.inline import Compute
 from runtime.records import CallSite, RowError
 from runtime.write_order import Turn
@@ -20,11 +20,13 @@ from runtime.write_order import Turn
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row under way. `priority` is that of its calls, before the operator's own is added."""
+    """A row under way. `priority` is that of its calls, before the operator's own is added;
+    `position` is its number in the order in which rows start."""
 
     index: int
     key: str
     priority: int
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,9 @@ class Step(Protocol):
         ...
 
 
+ASKED, ENDED = 1, 2
+"""States of an operator in a frame where only what is asked for is evaluated."""
+
 CompileOp = Callable[[Op, Sequence[int]], "Compute | Step"]
 """Compiles an operator whose inputs are at the given positions."""
 
@@ -72,26 +77,41 @@ class Scope:
         waits_for: how many different operators this one waits for.
         queries: for the row scope, the query that a call of the operator is recorded under.
         ready: positions that wait for nothing, last first.
-        writes: positions of steps that write.
+        in_turn: positions of steps that run for one row after the other: writes and limits.
+        gates: by position of an operator over a subset of the rows, the position of the subset:
+            whether the row is in it. Until it is, what else the operator waits for is not evaluated
+            unless something else needs it.
+        recovers: positions of operators that turn a failure into a value.
         results: positions of `roots`.
     """
 
     def __init__(
-        self, roots: Sequence[Op], compile_op: CompileOp, queries: Mapping[Op, str] | None = None
+        self,
+        roots: Sequence[Op],
+        compile_op: CompileOp,
+        queries: Mapping[Op, str] | None = None,
+        base: Relation | None = None,
     ) -> None:
-        self.ops = tuple(walk(tuple(roots)))
+        """`base`: for a row scope, the relation whose rows are evaluated; what its rows are made of
+        is outside."""
+        self.ops = tuple(walk(tuple(roots), stop_at=base))
         position = self._position = {op: i for i, op in enumerate(self.ops)}
         n = len(self.ops)
         dependents: list[list[int]] = [[] for _ in range(n)]
         self.waits_for: list[int] = [0] * n
         self.functions: list[Compute | None] = [None] * n
         self.steps: dict[int, Step] = {}
+        self._dependencies: list[tuple[int, ...]] = [()] * n
         for i, op in enumerate(self.ops):
-            before = {position[d] for d in op.dependencies}
-            self.waits_for[i] = len(before)
-            for j in before:
-                dependents[j].append(i)
-            compiled = compile_op(op, [position[x] for x in op.inputs])
+            inputs: list[int] = []
+            if op != base:
+                inputs = [position[x] for x in op.inputs]
+                before = dict.fromkeys(position[d] for d in op.dependencies)
+                self._dependencies[i] = tuple(before)
+                self.waits_for[i] = len(before)
+                for j in before:
+                    dependents[j].append(i)
+            compiled = compile_op(op, inputs)
             if callable(compiled):
                 self.functions[i] = compiled
             else:
@@ -100,12 +120,25 @@ class Scope:
         self.dependents = [tuple(reversed(each)) for each in dependents]
         self.ready = [i for i in reversed(range(n)) if not self.waits_for[i]]
         self.queries = [queries[op] for op in self.ops] if queries is not None else None
-        self.writes = tuple(i for i in self.steps if self.ops[i].effect is Effect.WRITE)
+        self.in_turn = tuple(
+            i
+            for i in self.steps
+            if self.ops[i].effect is Effect.WRITE or isinstance(self.ops[i], Limit)
+        )
+        self.gates = {
+            i: position[op.inputs[0]]
+            for i, op in enumerate(self.ops)
+            if op != base and op.inputs and isinstance(op.inputs[0], Subset)
+        }
+        self.recovers = frozenset(i for i, op in enumerate(self.ops) if isinstance(op, Recover))
         self.results = tuple(position[root] for root in roots)
 
-    def dependencies(self, position: int) -> list[int]:
-        """Positions of what the operator at `position` waits for."""
-        return [self._position[op] for op in self.ops[position].dependencies]
+    def dependencies(self, position: int) -> tuple[int, ...]:
+        """Positions of what the operator at `position` waits for, each once."""
+        return self._dependencies[position]
+
+    def position_of(self, op: Op) -> int:
+        return self._position[op]
 
 
 class Frame:
@@ -118,7 +151,10 @@ class Frame:
         environment: the row, or the arguments of the body.
         path: the place of the body, such as "map[3]/loop[1]"; empty for a row.
         failures: by position, for operators that have no value; None while there is none.
-        turns: by position, the row's turns at writing operators; empty for bodies.
+        turns: by position, the row's turns at operators that run in turn; empty for bodies.
+        states: by position, `ASKED` and `ENDED`, where only what is asked for is evaluated; None
+            where everything is.
+        opened: gated operators whose row is in their subset.
     """
 
     __slots__ = (
@@ -126,10 +162,12 @@ class Frame:
         "failures",
         "on_end",
         "open",
+        "opened",
         "path",
         "query",
         "row",
         "scope",
+        "states",
         "turns",
         "values",
         "waits_for",
@@ -153,9 +191,80 @@ class Frame:
         self.path = path
         self.values: list[Json] = [None] * len(scope.ops)
         self.waits_for = scope.waits_for.copy()
-        self.open = len(scope.ops)
         self.failures: dict[int, Failure] | None = None
         self.turns: dict[int, Turn] = {}
+        self.states: bytearray | None = bytearray(len(scope.ops)) if scope.gates else None
+        self.opened: set[int] = set()
+        self.open = 0 if scope.gates else len(scope.ops)
+
+    def start(self) -> list[int]:
+        """The positions to evaluate first, last one first."""
+        if self.states is None:
+            return self.scope.ready.copy()
+        ready: list[int] = []
+        self.ask(self.scope.results, ready)
+        return ready
+
+    def ask(self, positions: Iterable[int], ready: list[int]) -> None:
+        """Evaluate `positions` and what they wait for; add what waits for nothing to `ready`. Of an
+        operator over a subset, only whether the row is in the subset is asked for at first."""
+        states, gates = self.states, self.scope.gates
+        assert states is not None
+        stack = [*positions]
+        stack.reverse()
+        while stack:
+            position = stack.pop()
+            if states[position]:
+                continue
+            states[position] = ASKED
+            self.open += 1
+            gate = gates.get(position)
+            needs = self.scope.dependencies(position) if gate is None else (gate,)
+            missing = [each for each in needs if states[each] != ENDED]
+            self.waits_for[position] = len(missing)
+            if missing:
+                stack.extend(reversed(missing))
+            else:
+                ready.append(position)
+
+    def open_gate(self, position: int, ready: list[int]) -> bool:
+        """The row is in the subset of the operator at `position`: ask for what else it waits for.
+        Whether there is nothing to wait for."""
+        states = self.states
+        assert states is not None
+        self.opened.add(position)
+        missing = [each for each in self.scope.dependencies(position) if states[each] != ENDED]
+        self.waits_for[position] = len(missing)
+        self.ask(missing, ready)
+        return not missing
+
+    def is_dropped(self, position: int) -> bool:
+        """Whether the row is not in the subset that the ended operator at `position` is over."""
+        if position not in self.scope.gates or position in self.opened:
+            return False
+        return self.failures is None or position not in self.failures
+
+    def end(self, position: int, ready: list[int]) -> None:
+        """The operator at `position` has ended, with or without a value: add what is ready now."""
+        self.open -= 1
+        waits_for, states = self.waits_for, self.states
+        if states is None:
+            for dependent in self.scope.dependents[position]:
+                waits_for[dependent] -= 1
+                if not waits_for[dependent]:
+                    ready.append(dependent)
+            return
+        states[position] = ENDED
+        gates = self.scope.gates
+        for dependent in self.scope.dependents[position]:
+            if states[dependent] != ASKED:
+                continue
+            gate = gates.get(dependent)
+            if gate is not None and gate != position and dependent not in self.opened:
+                continue
+            waits_for[dependent] -= 1
+            if not waits_for[dependent]:
+                ready.append(dependent)
 
     def query_of(self, position: int) -> str:
         """The query that a call at `position` is recorded under."""

@@ -17,6 +17,8 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="Local models: list, pull, remove.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+trace_app = typer.Typer(help="Traces of tool-using agents.", no_args_is_help=True)
+app.add_typer(trace_app, name="trace")
 
 Flows = Annotated[
     list[str], typer.Argument(metavar="FLOW...", help="file.py:name or flow.yaml; several merge")
@@ -141,12 +143,82 @@ def status(directory: Directory, json: Json = False) -> int:
 def report(
     directory: Directory,
     output: Annotated[Path | None, typer.Option("-o", help="write to a file")] = None,
+    model: Annotated[str | None, typer.Option(help="price PTE as this model")] = None,
+    hardware: Annotated[str | None, typer.Option(help="price PTE on this device")] = None,
     json: Json = False,
 ) -> int:
-    """What a run did: rows, failures, calls, tokens and time by operator."""
+    """What a run did: rows, failures, calls, tokens, time and PTE by operator."""
     from halo.cli import inspect as verb
 
-    return verb.report(directory, output=output, json_out=json)
+    return verb.report(directory, output=output, json_out=json, model=model, hardware=hardware)
+
+
+@app.command()
+def estimate(
+    flows: Flows,
+    input: Input,
+    sample: Annotated[
+        int, typer.Option(min=0, help="run this many rows first and learn from them")
+    ] = 0,
+    model: Model = None,
+    engine: Engine = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="price on this device: a profile's name or .toml file")
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="profile of the model's shape: a name or config.json")
+    ] = None,
+    budget: Budget = None,
+    config: ConfigFile = None,
+    max_in_flight: Annotated[int | None, typer.Option(help="calls in an engine at once")] = None,
+    db: Db = None,
+    json: Json = False,
+) -> int:
+    """Calls, tokens, time and money that a batch would take, as intervals; makes no call."""
+    from halo.cli import estimate as verb
+
+    return verb.estimate(
+        flows, input, sample=sample, hardware=hardware or "", shape=shape or "",
+        config_file=config,
+        flags=settings(
+            model=model, engine=engine, budget=budget, db=db, max_in_flight=max_in_flight
+        ),
+        json_out=json,
+    )  # fmt: skip
+
+
+@app.command()
+def calibrate(
+    engine: Engine = None,
+    model: Model = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="profile of the device to start from: a name or .toml file")
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="profile of the model's shape: a name or config.json")
+    ] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="fit measured samples instead of measuring")
+    ] = None,
+    save_samples: Annotated[Path | None, typer.Option(help="keep the raw measurements")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="the profile; default: beside the models")
+    ] = None,
+    budget_s: Annotated[float, typer.Option(min=5, help="seconds to measure at most")] = 170.0,
+    held_out: Annotated[int, typer.Option(min=10, help="mixed batches to judge by")] = 60,
+    config: ConfigFile = None,
+    seed: Seed = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="threads of the engine")] = None,
+    json: Json = False,
+) -> int:
+    """Measure an engine's step times and fit the profile that its estimates use."""
+    from halo.cli import calibrate as verb
+
+    return verb.calibrate(
+        samples_file=samples, save_samples=save_samples, out=out, hardware=hardware, shape=shape,
+        budget_s=budget_s, held_out=held_out, config_file=config,
+        flags=settings(engine=engine, model=model, seed=seed, threads=threads), json_out=json,
+    )  # fmt: skip
 
 
 @app.command()
@@ -184,3 +256,49 @@ def models_remove(name: str) -> int:
     from halo.cli import models as verb
 
     return verb.remove(name)
+
+
+@trace_app.command("report")
+def trace_report(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILES...", help="trace files, globs, run directories")
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="price all traces as this model: a name or config.json")
+    ] = None,
+    hardware: Annotated[str | None, typer.Option(help="device: a name or a profile's file")] = None,
+    mode: Annotated[str, typer.Option(help="exact, or paper to compare with it")] = "exact",
+    peak: Annotated[str, typer.Option(help="dense, sparse or reached")] = "dense",
+    batch: Annotated[
+        float, typer.Option(help="sequences that share the weight reads; 0 leaves those out")
+    ] = 32,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="tokenizer.json for counts that traces lack")
+    ] = None,
+    top: Annotated[int, typer.Option(min=0, max=500, help="worst traces kept and shown")] = 20,
+    what_if_cap: Annotated[int, typer.Option(min=0, help="tokens of a tool answer")] = 1000,
+    what_if_remove: Annotated[int, typer.Option(min=0, help="costliest calls of a trace")] = 1,
+    what_if_hardware: Annotated[str | None, typer.Option(help="another device")] = None,
+    what_if_model: Annotated[str | None, typer.Option(help="another model")] = None,
+    html: Annotated[Path | None, typer.Option(help="write a page of charts and traces")] = None,
+    csv: Annotated[Path | None, typer.Option(help="write one line a trace")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="processes")] = None,
+    json: Json = False,
+) -> int:
+    """What tool-using traces cost in prefill token equivalents, and where they waste it."""
+    if mode not in ("exact", "paper"):
+        raise typer.BadParameter(f"{mode!r} is no mode; the modes are exact and paper")
+    if peak not in ("dense", "sparse", "reached"):
+        raise typer.BadParameter(f"{peak!r} is no peak; the peaks are dense, sparse and reached")
+    from halo.cli import trace as verb
+    from halo.trace_report.what_if import Scenarios
+
+    options = {
+        "model": model, "hardware": hardware, "mode": mode, "peak": peak, "tokenizer": tokenizer,
+        "top": top, "jobs": jobs,
+    }  # fmt: skip
+    scenarios = Scenarios(what_if_cap, what_if_remove, what_if_hardware, what_if_model)
+    return verb.report(
+        files, json_out=json, csv_file=csv, html_file=html, scenarios=scenarios, batch=batch,
+        options=options,
+    )  # fmt: skip

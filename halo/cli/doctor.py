@@ -9,12 +9,11 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from runtime.models.store import ModelStore
-
 import halo
 from halo._siblings import SIBLINGS, hidden_siblings
 from halo.config import Config, load_config
 from halo.errors import HaloError
+from runtime.models.store import ModelStore
 
 DISTRIBUTION = "halo-flow"
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from runtime.models.store import ModelStore
-
+from halo.config import load_config
 from halo.progress import Reporter
+from runtime.models.store import ModelStore
 
 
 def list_models(*, json_out: bool) -> int:
     """Print what can be pulled and what is present."""
-    models = ModelStore().list()
+    models = _store().list()
     if json_out:
         print(json.dumps([asdict(model) for model in models], default=str))
         return 0
@@ -31,18 +32,24 @@ def list_models(*, json_out: bool) -> int:
 
 def pull(name: str, from_file: Path | None) -> int:
     """Fetch `name`, or register a file of the user's own under it."""
-    store = ModelStore()
-    if from_file is not None:
-        model = store.add_file(from_file, name)
-    else:
-        with Reporter(sys.stderr) as reporter:
+    with Reporter(sys.stderr) as reporter:
+        store = _store(reporter.say)
+        if from_file is not None:
+            model = store.add_file(from_file, name)
+        else:
             model = store.pull(name, reporter.download)
-    print(f"{model.name}: {model.path}")
+    print(f"{model.name}: {model.weights}")
     return 0
 
 
 def remove(name: str) -> int:
     """Delete a model from the cache."""
-    ModelStore().remove(name)
+    _store().remove(name)
     print(f"removed {name}")
     return 0
+
+
+def _store(say: Callable[[str], None] | None = None) -> ModelStore:
+    """The store of the configured folder."""
+    config, _ = load_config()
+    return ModelStore(config.models_dir, say=say)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from runtime.backends.base import Backend, Capabilities
 from runtime.clock import Clock
 from runtime.errors import BackendError
 
-BACKENDS = ("local", "simulated", "torch")
+BACKENDS = ("local", "torch", "simulated", "sglang=URL", "openai=URL")
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What an engine may be told. None leaves the engine's own choice. `announce` is told, from any
-    thread, what takes long when the engine is opened, such as a model being fetched."""
+    """What an engine may be told. None leaves the engine's own choice.
+
+    Attributes:
+        announce: is told, from any thread, what takes long when the engine is opened, such as a
+            model being fetched.
+        api_key, tokenizer, tenant, steer, requests_per_minute, tokens_per_minute: for servers.
+    """
 
     seed: int = 0
     models_dir: Path | None = None
@@ -24,6 +29,12 @@ class EngineOptions:
     max_in_flight: int | None = None
     exact: bool = False
     announce: Callable[[str], None] | None = None
+    api_key: str = field(default="", repr=False)
+    tokenizer: Path | None = None
+    tenant: str = ""
+    steer: bool = True
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
 
 
 def describe_backend(engine: str, model: str, options: EngineOptions) -> Capabilities:
@@ -43,6 +54,17 @@ def describe_backend(engine: str, model: str, options: EngineOptions) -> Capabil
         return torch_engine(
             model, options.models_dir, max_in_flight=options.max_in_flight, exact=options.exact
         )
+    kind, _, address = engine.partition("=")
+    if kind == "sglang":
+        from runtime.backends import sglang_open
+
+        return sglang_open.describe(
+            address,
+            model,
+            api_key=options.api_key,
+            tokenizer=options.tokenizer,
+            max_in_flight=options.max_in_flight,
+        )
     raise unknown_engine(engine)
 
 
@@ -61,7 +83,31 @@ async def create_backend(engine: str, model: str, clock: Clock, options: EngineO
         from runtime.backends.torch_engine.backend import open_backend as open_torch
 
         return await open_torch(model, clock, options)
+    kind, _, address = engine.partition("=")
+    if kind == "sglang":
+        from runtime.backends import sglang_open
+
+        return await sglang_open.open_backend(
+            address,
+            model,
+            clock,
+            api_key=options.api_key,
+            tokenizer=options.tokenizer,
+            tenant=options.tenant,
+            max_in_flight=options.max_in_flight,
+            steer=options.steer,
+        )
     raise unknown_engine(engine)
+
+
+def default_model(engine: str, options: EngineOptions) -> str:
+    """The model of an engine that was given none: what its server serves. Raises `BackendError`."""
+    kind, _, address = engine.partition("=")
+    if kind == "sglang":
+        from runtime.backends import sglang_open
+
+        return sglang_open.find_servers(address, "", options.api_key)[0].models[0]
+    return "simulated"
 
 
 def unknown_engine(engine: str) -> BackendError:

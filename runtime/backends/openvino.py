@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import logging
 import os
 import signal
 import sys
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from runtime.backends.create import EngineOptions
 
 NAME = "local"
+_log = logging.getLogger("halo.local")
 
 STALL_S = 300.0
 """Without a sign of life for this long while it has requests, the engine is taken for stuck. A step
@@ -89,10 +91,11 @@ async def open_backend(model: str, clock: Clock, options: EngineOptions) -> Back
         raise BackendError(
             "the local engine is not installed: pip install 'halo-flow[local]'", backend=NAME
         )
-    say = options.announce or (lambda _: None)
+    say = options.announce or _log.info
     with clock.outside():
         stored = await asyncio.to_thread(_stored, model, options.models_dir, say)
     backend = OpenVinoBackend(stored, clock, options)
+    say(f"loading model {model}")
     try:
         await backend.start()
     except BaseException:
@@ -171,7 +174,7 @@ class OpenVinoBackend(Backend):
         await self.start()
         self._numbers += 1
         number = self._numbers
-        answer = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
         self._calls[number] = _Waiting(answer, on_prefilled, self._clock.now_s())
         if len(self._calls) == 1:
             self._heard_s = self._clock.now_s()

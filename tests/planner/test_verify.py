@@ -138,7 +138,7 @@ TWO = Body(2, Param((), 1))
         (Compare((QUESTION, QUESTION), "not"), "takes 1 inputs"),
         (Compare((QUESTION, QUESTION), "like"), "unknown operator 'like'"),
         (Field((), "a"), "takes 1 input"),
-        (Column((QUESTION,), "question"), "takes the Scan"),
+        (Column((QUESTION,), "question"), "takes the relation"),
         (ask(QUESTION, call_id="x"), "is pure and has call_id 'x'"),
         (Tool((QUESTION,), tool=LOOKUP, params=("q",), call_id="x"), "is pure"),
         (Tool((QUESTION,), tool=PUBLISH, params=("q",)), "is write and has no call_id"),

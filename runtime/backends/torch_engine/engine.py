@@ -150,7 +150,7 @@ class Engine:
         n, prompt = len(sequence.prompt), sequence.prompt
         if not n and not sequence.is_open:
             raise RequestRefusedError("the prompt is empty")
-        if n and not (0 <= int(prompt.min()) and int(prompt.max()) < shape.vocab_size):
+        if n and not (int(prompt.min()) >= 0 and int(prompt.max()) < shape.vocab_size):
             raise RequestRefusedError(
                 f"token ids from {prompt.min()} to {prompt.max()}; the model has "
                 f"{shape.vocab_size} tokens"

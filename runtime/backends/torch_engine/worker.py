@@ -109,7 +109,7 @@ class EngineThread:
     def _step(self) -> None:
         try:
             metrics = self._engine.step()
-        except Exception:  # noqa: BLE001
+        except Exception:
             return  # the engine has told every request of it
         if metrics is None and self._engine.has_work:
             with self._wake:  # open prompts that wait for more

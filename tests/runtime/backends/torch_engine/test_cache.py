@@ -109,7 +109,7 @@ def test_the_tree_is_a_dictionary_of_prefixes(texts: list[list[int]], data: st.D
     locked = []
     for text in texts:
         ids = np.array(text)
-        known = max((i for i in range(len(text) + 1) if i == 0 or tuple(text[:i]) in held))
+        known = max(i for i in range(len(text) + 1) if i == 0 or tuple(text[:i]) in held)
         assert tree.peek(root, ids) == known
         node, hit = tree.match(root, ids)
         assert hit == known
