@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, cast
 
 from costmodel.usage import Usage
@@ -81,7 +81,7 @@ def _load(
     torch.set_num_threads(options.threads or usable_cores())
     name = torch_options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
-    asked = torch_options.precision
+    asked = torch_options.precision or options.precision
     if asked is None:
         asked = "float32" if options.exact else default_precision(device)
     if asked not in PRECISIONS:
@@ -118,7 +118,7 @@ class TorchBackend(Backend):
         self._capabilities = capabilities(
             facts,
             options.max_in_flight,
-            deterministic=options.exact or torch_options.precision == "float32",
+            deterministic=options.exact,
         )
         defaults = SchedulerConfig()
         config = EngineConfig(
@@ -158,20 +158,41 @@ class TorchBackend(Backend):
         return len(self.tokenizer.encode_answer(text))
 
     async def generate(
+        self, request: Request, on_prefilled: Callable[[], None] | None = None
+    ) -> Completion:
+        start_s = self.now_s()
+        ids = self.encode(request)
+        if request.options:
+            with self._clock.outside():
+                return await self._choose(request, ids, start_s, on_prefilled)
+        return await self._answer(request, ids, start_s, on_prefilled)
+
+    async def stream(self, request: Request, on_text: Callable[[str], None]) -> Completion:
+        """As `generate`; `on_text` is called with each new piece of the answer."""
+        return await self._answer(request, self.encode(request), self.now_s(), on_text=on_text)
+
+    async def complete(
+        self,
+        prompt: str | Sequence[int],
+        request: Request,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Completion:
+        """Continue `prompt`, a text or tokens, without a chat template. Of `request` everything but
+        the messages counts."""
+        ids = self.tokenizer.encode([prompt]) if isinstance(prompt, str) else list(prompt)
+        return await self._answer(request, ids, self.now_s(), on_text=on_text)
+
+    async def _answer(
         self,
         request: Request,
+        ids: list[int],
+        start_s: float,
         on_prefilled: Callable[[], None] | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> Completion:
-        """As `Backend.generate`; `on_text` is called with each new piece of the answer."""
-        start_s = self.now_s()
-        ids = self.encode(request)
+        generation = self.to_generation(request, ids, on_prefilled, on_text)
         with self._clock.outside():
-            if request.options:
-                return await self._choose(request, ids, start_s, on_prefilled)
-            result = await self._thread.generate(
-                self.to_generation(request, ids, on_prefilled, on_text)
-            )
+            result = await self._thread.generate(generation)
         return self.to_completion(request, result, start_s)
 
     def now_s(self) -> float:

@@ -337,6 +337,7 @@ class Engine:
             return
         sequence.output.append(token)
         if sequence.stream is not None and self._push_text(sequence, token):
+            sequence.stream = None  # what may follow a stop text is no part of the answer
             self._finish(sequence, "stop")
             return
         constraint = request.constraint
@@ -366,6 +367,8 @@ class Engine:
 
     def _finish(self, sequence: SequenceState, reason: FinishReason) -> None:
         request = sequence.request
+        if sequence.stream is not None:
+            sequence.text += sequence.stream.rest()
         if request.on_text is not None and len(sequence.text) > sequence.told:
             request.on_text(sequence.text[sequence.told :])
             sequence.told = len(sequence.text)

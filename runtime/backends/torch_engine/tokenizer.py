@@ -71,9 +71,20 @@ class TokenStream:
 
         self._backend = backend
         self._stream = DecodeStream(skip_special_tokens=True)
+        self._ids: list[int] = []
+        self._told = 0
 
     def push(self, token: int) -> str:
-        return self._stream.step(self._backend, token) or ""
+        """The text that `token` completes, perhaps none."""
+        self._ids.append(token)
+        text = self._stream.step(self._backend, token) or ""
+        self._told += len(text)
+        return text
+
+    def rest(self) -> str:
+        """What is left at the end: bytes that make no character, as replacement characters."""
+        whole = cast("str", self._backend.decode(self._ids, skip_special_tokens=True))
+        return whole[self._told :]
 
 
 def gguf_tokenizer(header: GgufHeader) -> Tokenizer:

@@ -147,11 +147,11 @@ def test_a_stop_text_ends_an_answer_before_itself(on_backend: Any) -> None:
         free = (await backend.generate(ASK)).text
         stop = free[5:7]
         told: list[str] = []
-        stopped = await backend.generate(replace(ASK, stop=(stop, "\0")), on_text=told.append)
+        stopped = await backend.stream(replace(ASK, stop=(stop, "\0")), told.append)
         assert stopped.text == free[: free.index(stop)] == "".join(told)
         assert stopped.finish_reason == "stop"
         whole: list[str] = []
-        assert (await backend.generate(ASK, on_text=whole.append)).text == free
+        assert (await backend.stream(ASK, whole.append)).text == free
         assert "".join(whole) == free and len(whole) > 1
 
     on_backend(check)
