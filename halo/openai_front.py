@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 from aiohttp import web
 from pydantic import BaseModel, Field, ValidationError
+
 from runtime.backends.base import Backend, Completion, Message, Request, Role, ToolCall, ToolSchema
 from runtime.errors import BackendError, ContextOverflowError
 
@@ -444,9 +445,8 @@ def _schema_of(form: _ResponseFormat) -> str:
 def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
     if isinstance(prompt, str):
         return [prompt]
-    if prompt and isinstance(prompt[0], int):
-        return [cast("list[int]", prompt)]
-    return list(cast("list[str | list[int]]", prompt))
+    tokens = [p for p in prompt if isinstance(p, int)]
+    return [tokens] if tokens else [p for p in prompt if not isinstance(p, int)]
 
 
 async def _all(work: Any) -> list[Completion]:
@@ -482,7 +482,9 @@ def _refusal_of(error: BackendError) -> RefusedError:
 async def _errors_as_documents(
     request: web.Request, handler: Callable[[web.Request], Any]
 ) -> web.StreamResponse:
-    host = request.host.rpartition(":")[0] if ":" in request.host.rpartition("]")[2] else request.host
+    host = (
+        request.host.rpartition(":")[0] if ":" in request.host.rpartition("]")[2] else request.host
+    )
     if host not in _LOCAL_NAMES:
         refused = RefusedError(403, f"{request.host!r} is not this machine", kind="forbidden")
         return web.json_response(refused.document, status=403)
@@ -493,4 +495,3 @@ async def _errors_as_documents(
     except BackendError as error:
         refused = _refusal_of(error)
         return web.json_response(refused.document, status=refused.status)
-

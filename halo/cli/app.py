@@ -256,7 +256,9 @@ def models_serve(
     engine: Annotated[str, typer.Option(help="torch, local or simulated")] = "torch",
     port: Annotated[int, typer.Option(help="0 takes any that is free")] = 8321,
     threads: Annotated[int | None, typer.Option(help="processor threads")] = None,
-    max_in_flight: Annotated[int | None, typer.Option(help="requests in the engine at once")] = None,
+    max_in_flight: Annotated[
+        int | None, typer.Option(help="requests in the engine at once")
+    ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="float32 throughout")] = False,
     precision: Annotated[
         str | None, typer.Option(help="torch engine: float32, bfloat16 or int8")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from costmodel.usage import Usage
-from runtime.backends.base import Backend, Capabilities, Completion, Request
+from runtime.backends.base import Backend, Capabilities, Completion, Request, ToolCall
 from runtime.backends.torch_engine.errors import ENGINE, RequestRefusedError
 from runtime.backends.torch_engine.settings import (
     ModelFacts,
@@ -71,7 +71,6 @@ def _load(
 
     from runtime.backends.torch_engine.linear import (
         PRECISIONS,
-        Precision,
         default_precision,
         resolve_precision,
     )
@@ -88,7 +87,7 @@ def _load(
         raise BackendError(
             f"precision {asked!r}; the torch engine has {', '.join(PRECISIONS)}", backend=NAME
         )
-    precision, note = resolve_precision(cast("Precision", asked), device)
+    precision, note = resolve_precision(asked, device)
     path = find_model(model, options.models_dir, announce=lambda _: None)
     keep = torch_options.swiftkv is not None
     return load_model(path, precision, device, keep_projections=keep), note
@@ -237,7 +236,7 @@ class TorchBackend(Backend):
         text = result.text if request.stop else self.tokenizer.decode(result.ids)
         finish: Literal["stop", "length", "tool_calls"]
         finish = "length" if result.finish_reason == "length" else "stop"
-        calls = ()
+        calls: tuple[ToolCall, ...] = ()
         if request.tools:
             text, calls = split_tool_calls(text, {t.name for t in request.tools}, request.key)
             finish = "tool_calls" if calls else finish
@@ -292,9 +291,7 @@ class TorchBackend(Backend):
         scores = [sum(r.logprobs) for r in results]
         best = max(range(len(scores)), key=scores.__getitem__)
         usage = Usage(len(ids), len(answers[best]), min(results[0].cached_tokens, len(ids) - 1))
-        return Completion(
-            request.options[best], "stop", usage, (), start_s, None, self.now_s()
-        )
+        return Completion(request.options[best], "stop", usage, (), start_s, None, self.now_s())
 
     async def open_prompt(self, request: Request) -> PromptSession:
         """A prompt that can grow while it is prefilled; `request` gives all but its end. See

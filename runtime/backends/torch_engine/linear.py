@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +57,7 @@ class Int8Linear:
         self._bias = bias
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        y = torch._weight_int8pack_mm(x, self._weight, self._scale)
+        y: torch.Tensor = torch.ops.aten._weight_int8pack_mm(x, self._weight, self._scale)
         return y if self._bias is None else y + self._bias
 
 
@@ -80,10 +80,11 @@ def default_precision(device: torch.device) -> Precision:
         return "bfloat16"
     if not _bf16_on_cpu():
         return "float32"
-    if torch.cpu._is_amx_tile_supported():
+    processor = cast("Any", torch.cpu)
+    if processor._is_amx_tile_supported():
         return "bfloat16"
     amd = _cpu_vendor() == "AuthenticAMD"
-    return "bfloat16" if amd and torch.cpu._is_avx512_bf16_supported() else "float32"
+    return "bfloat16" if amd and processor._is_avx512_bf16_supported() else "float32"
 
 
 def _cpu_vendor() -> str:
@@ -108,12 +109,14 @@ def make_linear(
     bias = None if bias is None else bias.to(device=device, dtype=dtype)
     if precision == "int8":
         return Int8Linear(weight, bias)
-    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+    if device.type == "cpu" and _has_onednn():
         return PackedLinear(weight, bias)
     return PlainLinear(weight, bias)
 
 
 def _bf16_on_cpu() -> bool:
-    return bool(torch.backends.mkldnn.is_available()) and bool(
-        torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    return _has_onednn() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _has_onednn() -> bool:
+    return bool(cast("Any", torch.backends.mkldnn).is_available())

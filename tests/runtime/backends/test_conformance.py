@@ -68,9 +68,7 @@ SCHEMA = {
         pytest.param("torch"),
     ],
 )
-def test_what_is_described_is_what_is_opened(
-    engine: str, request: pytest.FixtureRequest
-) -> None:
+def test_what_is_described_is_what_is_opened(engine: str, request: pytest.FixtureRequest) -> None:
     async def main() -> None:
         model = "smollm2-135m-instruct"
         if engine == "torch":

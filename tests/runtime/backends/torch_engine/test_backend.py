@@ -46,6 +46,14 @@ def on_backend(checkpoint: Path) -> Callable[..., Any]:
     return run
 
 
+async def until(backend: TorchBackend, holds: Callable[[Any], object]) -> None:
+    """Wait for something to hold of the engine, looking between its steps."""
+    for _ in range(100_000):
+        if await backend.call(holds):
+            return
+    raise AssertionError("it never came to hold")
+
+
 def test_requests_at_once_share_their_prefix_and_answer_as_alone(on_backend: Any) -> None:
     document = "The river rises in the hills. " * 10
     asks = [
@@ -176,8 +184,7 @@ def test_an_open_prompt_is_prefilled_before_it_is_closed(on_backend: Any) -> Non
         for row in rows:
             await session.append(row)
             await asyncio.sleep(0)
-        while await backend.call(lambda e: e.scheduler.prefilling[0].n_kv) < 200:
-            await asyncio.sleep(0)
+        await until(backend, lambda e: e.scheduler.prefilling[0].n_kv >= 200)
         completion = await session.close()
         assert session.invalidated_tokens <= len(rows)
         assert completion.text == (await backend.generate(whole)).text
@@ -206,8 +213,7 @@ def test_cancelled_requests_free_their_slots(on_backend: Any) -> None:
         tasks = [
             asyncio.create_task(backend.generate(replace(ASK, max_tokens=500))) for _ in range(5)
         ]
-        while not await backend.call(lambda e: len(e.scheduler.decoding)):
-            await asyncio.sleep(0)
+        await until(backend, lambda e: len(e.scheduler.decoding))
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -219,8 +225,7 @@ def test_cancelled_requests_free_their_slots(on_backend: Any) -> None:
 def test_closing_ends_what_is_unanswered(on_backend: Any) -> None:
     async def check(backend: TorchBackend) -> None:
         task = asyncio.create_task(backend.generate(replace(ASK, max_tokens=1_500)))
-        while not await backend.call(lambda e: len(e.scheduler.decoding)):
-            await asyncio.sleep(0)
+        await until(backend, lambda e: len(e.scheduler.decoding))
         await backend.close()
         with pytest.raises(BackendError, match="closed"):
             await task

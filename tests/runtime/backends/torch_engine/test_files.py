@@ -50,9 +50,7 @@ def test_a_gguf_file_gives_the_same_answers(tiny_of: Any, tmp_path: Path, family
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
 def test_quantized_tensors_are_near_the_weights(tmp_path: Path, kind: str) -> None:
     checkpoint = write_checkpoint(tmp_path / "c")
-    path = write_gguf(
-        checkpoint, tmp_path / "q.gguf", quantization=GGMLQuantizationType[kind]
-    )
+    path = write_gguf(checkpoint, tmp_path / "q.gguf", quantization=GGMLQuantizationType[kind])
     _, source = read_gguf_weights(read_gguf(path))
     exact = load_file(checkpoint / "model.safetensors")
     limit = {"F16": 1e-3, "BF16": 5e-3, "Q8_0": 5e-3}.get(kind, 0.1)

@@ -133,9 +133,7 @@ def test_window_scores_are_smoothed_attention_weights() -> None:
         (TokenSelection(1, window=0), "window"),
     ],
 )
-def test_impossible_selections_are_refused(
-    tiny: Tiny, selection: TokenSelection, why: str
-) -> None:
+def test_impossible_selections_are_refused(tiny: Tiny, selection: TokenSelection, why: str) -> None:
     with pytest.raises(RequestRefusedError, match=why):
         engine_of(tiny).submit(GenerationRequest([1, 2], 1, selection=selection))
 

@@ -1,4 +1,4 @@
-"""Prefixes saved in one engine and loaded in another: identical answers, nothing damaged gets in."""
+"""Prefixes saved in one engine and loaded in another: answers stay, damage is kept out."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_damaged_and_foreign_bytes_are_refused(tiny: Tiny, tiny_of: object) -> N
         import_prefix(other, data)
     (size,) = struct.unpack_from("<Q", data)
     header = json.loads(data[8 : 8 + size])
-    header["__metadata__"]["halo"] = header["__metadata__"]["halo"].replace('1,', '2,', 1)
+    header["__metadata__"]["halo"] = header["__metadata__"]["halo"].replace("1,", "2,", 1)
     text = json.dumps(header).encode()
     with pytest.raises(KVTransferError, match="format 2"):
         import_prefix(engine, struct.pack("<Q", len(text)) + text + data[8 + size :])
