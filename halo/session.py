@@ -39,7 +39,7 @@ from runtime.clock import new_event_loop, wall_s
 from runtime.errors import BackendError
 from runtime.executor import Progress
 from runtime.placement import Replan
-from runtime.run import Finished, RunHandle, RunInputs
+from runtime.run import CacheSetting, Finished, RunHandle, RunInputs
 from runtime.sql_session import SqlSession
 from runtime.tools import ToolSpec
 
@@ -151,6 +151,19 @@ class Session:
             plan = scheduled.physical
         bound = tuple(q.traced.plan for q in queries)
         return Prepared(queries, bound, rewritten, plan, stats, tools, scheduled)
+
+    def _cache_setting(self, prepared: Prepared) -> CacheSetting | None:
+        """The answer cache of a run, if there is to be one. Whose answers it keeps: those of these
+        engines, as they are set up."""
+        if self.config.cache is None:
+            return None
+        engines = sorted({worker.engine for worker in prepared.plan.workers})
+        scope = " ".join(
+            f"{engine} seed={self.config.seed}" if engine == "simulated" else engine
+            for engine in engines
+        )
+        scope += " exact" if self.config.exact else ""
+        return CacheSetting(self.config.cache, scope, int(self.config.cache_mb * 1e6))
 
     def _learnt(self) -> Learnt:
         """What the runs named in the configuration have taught; read once."""
@@ -306,6 +319,7 @@ class Session:
             warm=self.config.warm,
             overlap=self.config.overlap,
             budget=self.config.limits,
+            cache=self._cache_setting(prepared),
             out=Path(out) if out is not None else None,
             resume=resume,
             sql=sql,
@@ -330,6 +344,7 @@ class Session:
             budget_reached=finished.budget_reached,
             engine_requests=finished.engine_requests,
             recovered=finished.recovered,
+            cached_answers=finished.cached_answers,
         )
 
     def evaluate(self, plan: LogicalPlan, tools: Mapping[str, ToolSpec]) -> Json:
