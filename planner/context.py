@@ -25,6 +25,7 @@ class PlanContext:
     Attributes:
         rows: by scan source.
         count_tokens: tokens of a text, by the model's tokenizer or an estimate.
+        query_rows: counted rows of queries, by fingerprint.
         learnt: what earlier runs or a dry run of some rows measured.
         enforces_choice: whether every engine of the plan keeps to the options of a choice while
             decoding.
@@ -34,6 +35,7 @@ class PlanContext:
         default_factory=dict[str, Sequence[Mapping[str, Json]]]
     )
     count_tokens: Callable[[str], int] = _bytes_over_four
+    query_rows: Mapping[str, int] = field(default_factory=dict[str, int])
     learnt: Learnt = NOTHING_LEARNT
     enforces_choice: bool = False
     _profiles: list[RowProfile] = field(default_factory=list[RowProfile], repr=False)
@@ -43,7 +45,7 @@ class PlanContext:
     def profile(self) -> RowProfile:
         """Counts over the rows."""
         if not self._profiles:
-            self._profiles.append(RowProfile(self.rows, self.count_tokens))
+            self._profiles.append(RowProfile(self.rows, self.count_tokens, self.query_rows))
         return self._profiles[0]
 
     def stats(self, plan: LogicalPlan, *, orders: bool = False) -> PlanStats:

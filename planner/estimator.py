@@ -191,7 +191,10 @@ class Estimator:
         match op:
             case Scan(source=source):
                 return Size(float(self._profile.n_rows(source)))
-            case SqlRows():
+            case SqlRows(into=into):
+                counted = 1 if into else self._profile.query_rows.get(op.fingerprint)
+                if counted is not None:
+                    return Size(float(counted))
                 return Size(ASSUMED_QUERY_ROWS, "assumed")
             case Limit(count=count, offset=offset):
                 left = max(0.0, rows[0].rows - offset)

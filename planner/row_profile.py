@@ -32,7 +32,15 @@ class _Coded:
 class RowProfile:
     """Exact counts over the rows of a batch."""
 
-    def __init__(self, rows: Rows, count_tokens: Callable[[str], int]) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        count_tokens: Callable[[str], int],
+        query_rows: Mapping[str, int] | None = None,
+    ) -> None:
+        """`query_rows`: how many rows queries make, by the fingerprint of their `SqlRows`, where
+        they have been counted."""
+        self.query_rows: Mapping[str, int] = query_rows or {}
         self._rows = rows
         self.count_tokens = count_tokens
         self._coded: dict[Dependency, _Coded] = {}

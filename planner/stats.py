@@ -180,8 +180,10 @@ def estimate(
     plan: LogicalPlan,
     rows: Mapping[str, Sequence[Mapping[str, Json]]],
     count_tokens: CountTokens,
+    query_rows: Mapping[str, int] | None = None,
 ) -> PlanStats:
-    """Statistics of `plan` over `rows` (by scan source; a missing source has no rows).
+    """Statistics of `plan` over `rows` (by scan source; a missing source has no rows), and over
+    queries whose rows have been counted (`query_rows`, by fingerprint).
 
     Calls are exact where an operator depends on scanned columns alone: equal arguments are one
     call. Answers of models and tools are assumed to differ whenever their arguments do. Lengths of
@@ -190,4 +192,4 @@ def estimate(
     from planner.estimator import Estimator
     from planner.row_profile import RowProfile
 
-    return Estimator(plan, RowProfile(rows, count_tokens), count_tokens).run()
+    return Estimator(plan, RowProfile(rows, count_tokens, query_rows), count_tokens).run()

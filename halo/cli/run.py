@@ -49,6 +49,10 @@ def run(
 def resume(directory: Path, *, json_out: bool, flags: dict[str, Any]) -> int:
     """Continue the run in `directory` from its manifest; a budget counts anew."""
     manifest = RunDirectory.open(directory).manifest
+    if "sql" in manifest:
+        from halo.cli import sql
+
+        return sql.resume(directory, manifest, json_out=json_out, flags=flags)
     if "flows" not in manifest:
         raise RunDirectoryError(
             f"{directory} was started from Python with objects that no file names; continue it "

@@ -172,9 +172,7 @@ class PrefillPlan:
         self._pool.k[layer].index_copy_(0, self._slots, k)
         self._pool.v[layer].index_copy_(0, self._slots, v)
 
-    def attend(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Write the rows' keys and values, then attend. Returns [rows, heads * dim]."""
         self.write(layer, k, v)
         if self._only_group is not None:

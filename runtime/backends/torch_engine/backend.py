@@ -264,9 +264,7 @@ class TorchBackend(Backend):
         scores = [sum(r.logprobs) for r in results]
         best = max(range(len(scores)), key=scores.__getitem__)
         usage = Usage(len(ids), len(answers[best]), min(results[0].cached_tokens, len(ids) - 1))
-        return Completion(
-            request.options[best], "stop", usage, (), start_s, None, self.now_s()
-        )
+        return Completion(request.options[best], "stop", usage, (), start_s, None, self.now_s())
 
     async def open_prompt(self, request: Request) -> PromptSession:
         """A prompt that can grow while it is prefilled; `request` gives all but its end. See

@@ -96,9 +96,7 @@ class DecodeBatch:
         self._slots = torch.tensor([s.private[-1] for s in self.rows], device=self._device)
         return self.rows
 
-    def attend(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Append the rows' keys and values, then attend. Returns [rows, heads * dim]."""
         self._pool.k[layer].index_copy_(0, self._slots, k)
         self._pool.v[layer].index_copy_(0, self._slots, v)
@@ -123,7 +121,9 @@ class DecodeBatch:
             outs.append(out.reshape(n, heads, dim))
             sums.append(lse.reshape(n, heads))
             start = end
-        merge = Merge(*((outs[0], sums[0]) if len(outs) == 1 else (torch.cat(outs), torch.cat(sums))))
+        merge = Merge(
+            *((outs[0], sums[0]) if len(outs) == 1 else (torch.cat(outs), torch.cat(sums)))
+        )
         for run in self._shared.values():
             merge.add(run.rows, attend_shared(q[run.rows], run.k[layer], run.v[layer]))
         return merge.result()
@@ -244,7 +244,9 @@ class DecodeBatch:
             return old
         layers, _, heads, dim = self._pool.k.shape
         size = (layers, max(4, 2 * used), capacity, heads, dim)
-        k, v = (torch.zeros(size, dtype=t.dtype, device=t.device) for t in (self._pool.k, self._pool.v))
+        k, v = (
+            torch.zeros(size, dtype=t.dtype, device=t.device) for t in (self._pool.k, self._pool.v)
+        )
         mask = torch.full((size[1], 1, 1, capacity), float("-inf"), dtype=k.dtype, device=k.device)
         bucket = _Bucket(capacity, k, v, mask)
         if old is not None:

@@ -74,9 +74,7 @@ class Forward:
         if not n:
             return plan.attend
 
-        def both(
-            layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-        ) -> torch.Tensor:
+        def both(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             head = decode.attend(layer, q[:n], k[:n], v[:n])
             return torch.cat((head, plan.attend(layer, q[n:], k[n:], v[n:])))
 

@@ -293,9 +293,7 @@ def _rope_scaling(path: Path, rope: Mapping[str, Any]) -> RopeScaling | None:
     if kind == "default":
         return None
     if kind not in ("linear", "llama3"):
-        raise bad_file(
-            f"{path}: RoPE scaling {kind!r}; the torch engine knows linear and llama3"
-        )
+        raise bad_file(f"{path}: RoPE scaling {kind!r}; the torch engine knows linear and llama3")
     return RopeScaling(
         kind,
         float(rope["factor"]),
