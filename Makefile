@@ -43,7 +43,7 @@ check: setup
 	$(BIN)/lint-imports
 
 bench: setup
-	$(BIN)/halo-bench overhead merge
+	$(BIN)/halo-bench overhead merge planner
 
 golden: setup
 	$(BIN)/python -m pytest -q --golden

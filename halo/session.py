@@ -74,7 +74,7 @@ class Query:
 @dataclass(frozen=True)
 class Prepared:
     """A batch, planned: what explain shows and run executes. `rewritten` says how the merged plan
-    became the logical plan of `plan`."""
+    became the logical plan of `plan`; `planning_s` is what that and the rest of planning took."""
 
     queries: tuple[Query, ...]
     bound: tuple[LogicalPlan, ...]
@@ -83,6 +83,7 @@ class Prepared:
     stats: PlanStats
     tools: Mapping[str, ToolSpec]
     scheduled: ScheduledPlan | None = None
+    planning_s: float = 0.0
 
     @property
     def rows_by_source(self) -> dict[str, list[dict[str, Json]]]:
@@ -139,6 +140,7 @@ class Session:
         count_rows: CountRows | None = None,
     ) -> Prepared:
         tools = _merge_tools(queries)
+        began_s = wall_s()
         logical = merge({query.name: query.traced.plan for query in queries})
         verify(logical)
         sources = {query.rows.source: query.rows.rows for query in queries}
@@ -162,7 +164,8 @@ class Session:
         if scheduled is not None:
             plan = scheduled.physical
         bound = tuple(q.traced.plan for q in queries)
-        return Prepared(queries, bound, rewritten, plan, stats, tools, scheduled)
+        took_s = wall_s() - began_s
+        return Prepared(queries, bound, rewritten, plan, stats, tools, scheduled, took_s)
 
     def _cache_setting(self, prepared: Prepared) -> CacheSetting | None:
         """The answer cache of a run, if there is to be one. Whose answers it keeps: those of these
