@@ -6,7 +6,8 @@ for several ids is
 
     SELECT halo_batch."halo index", halo_query.*
     FROM (SELECT unnest($indices) AS "halo index", unnest($id) AS "id") AS halo_batch,
-         LATERAL (SELECT name FROM people WHERE id = halo_batch."id") AS halo_query
+         LATERAL (SELECT * FROM (SELECT name FROM people WHERE id = halo_batch."id") AS halo_rows
+                  LIMIT 1000) AS halo_query
 
 which DuckDB runs as one join. Each answer carries the index of the look-up that it belongs to.
 """
@@ -25,9 +26,10 @@ INDICES = "halo_indices"
 
 
 @lru_cache(maxsize=1024)
-def batched_text(text: str, params: tuple[str, ...]) -> str | None:
-    """The query that answers many look-ups at once; each parameter is a list then. None when the
-    look-ups cannot be batched so that each gets what it would get alone, in the same order:
+def batched_text(text: str, params: tuple[str, ...], max_rows: int = 1000) -> str | None:
+    """The query that answers many look-ups at once, each with at most `max_rows` rows; each
+    parameter is a list then. None when the look-ups cannot be batched so that each gets what it
+    would get alone, in the same order:
 
     - the query is not understood, writes, or is volatile;
     - a parameter is missing in it, or one in it is not named;
@@ -60,7 +62,7 @@ def batched_text(text: str, params: tuple[str, ...]) -> str | None:
     return (
         f'SELECT halo_batch."{INDEX}", halo_query.* '
         f"FROM (SELECT {', '.join(lists)}) AS halo_batch, "
-        f'LATERAL ({inner}) AS halo_query ORDER BY halo_batch."{INDEX}"'
+        f'LATERAL (SELECT * FROM ({inner}) AS halo_rows LIMIT {max_rows}) AS halo_query ORDER BY halo_batch."{INDEX}"'
     )
 
 

@@ -71,7 +71,9 @@ class SqlBatches:
                 lookup.answer.cancel()
 
     async def _ask(self, op: Sql, lookups: Sequence[_Lookup], ask: Ask) -> None:
-        text = batched_text(op.text or "", op.params) if len(lookups) > 1 else None
+        text = None
+        if len(lookups) > 1:
+            text = batched_text(op.text or "", op.params, op.max_rows)
         if text is not None:
             try:
                 answers = await self._together(op, text, lookups, ask)
@@ -102,8 +104,7 @@ class SqlBatches:
             assert isinstance(row, dict)
             index = row.pop(INDEX)
             assert isinstance(index, int)
-            if len(answers[index]) < op.max_rows:
-                answers[index].append(row)
+            answers[index].append(row)
         self.batches += 1
         self.lookups += len(lookups)
         return answers
