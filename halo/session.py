@@ -85,6 +85,14 @@ class Prepared:
     scheduled: ScheduledPlan | None = None
     planning_s: float = 0.0
 
+    def _repr_html_(self) -> str:
+        """The plan in a notebook: drawn, with its listing."""
+        from planner.explain_html import render_fragment
+        from planner.explain_view import View
+
+        view = View(self.plan.logical, self.stats, physical=self.plan, rewritten=self.rewritten)
+        return render_fragment(view)
+
     @property
     def rows_by_source(self) -> dict[str, list[dict[str, Json]]]:
         return {query.rows.source: query.rows.rows for query in self.queries}

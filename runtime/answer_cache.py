@@ -16,7 +16,7 @@ import json
 import sqlite3
 from asyncio import Future
 from collections.abc import Generator, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from costmodel.usage import OpMetrics, Usage
@@ -251,22 +251,26 @@ class CachedStore:
     """A run's store that also knows the answers of earlier runs, and tells the cache new ones.
 
     An answer from the cache is recorded in the run like any other, so that the run's directory is
-    whole without the cache. `hits` counts them.
+    whole without the cache. `hits` counts the calls that it answered, each once.
     """
 
     def __init__(self, store: Store, cache: AnswerCache) -> None:
         self._store = store
         self._cache = cache
-        self.hits = 0
+        self._answered: dict[str, CallRecord] = {}
+
+    @property
+    def hits(self) -> int:
+        return len(self._answered)
 
     def recorded_call(self, key: str) -> CallRecord | None:
-        record = self._store.recorded_call(key)
+        record = self._answered.get(key) or self._store.recorded_call(key)
         if record is not None:
             return record
         record = self._cache.get(key)
         if record is not None:
-            self.hits += 1
-            self._store.record_call(replace(record, usage=Usage()))
+            self._answered[key] = record
+            self._store.record_call(record)
         return record
 
     def record_call(self, record: CallRecord) -> Future[None]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.sql_batch import INDEX, INDICES, batched_text
+from planner.sql_batch import INDEX, INDICES, ORDER, batched_text
 from planner.sql_effects import query_effects
 
 
@@ -130,6 +130,6 @@ def test_a_batch_gives_each_look_up_what_it_would_get_alone(text: str, tmp_path:
         found = connection.execute(batch, lists)
         columns = [column[0] for column in found.description or ()]
         rows = found.fetchall()
-    assert columns[0] == INDEX
-    routed = [[row[1:] for row in rows if row[0] == i] for i in range(len(asked))]
+    assert (columns[0], columns[-1]) == (INDEX, ORDER)
+    routed = [[row[1:-1] for row in rows if row[0] == i] for i in range(len(asked))]
     assert routed == alone

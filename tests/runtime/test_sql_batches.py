@@ -100,7 +100,11 @@ def test_a_batch_takes_those_that_gathered_while_the_last_was_asked() -> None:
         size = len(indices) if isinstance(indices, list) else 1
         asked.append(size)
         await asyncio.sleep(1)
-        return [{"halo index": i, "name": i} for i in range(size)] if size > 1 else [{"name": 0}]
+        return (
+            [{"halo index": i, "name": i, "halo order": 0} for i in range(size)]
+            if size > 1
+            else [{"name": 0}]
+        )
 
     async def main() -> int:
         batches = SqlBatches()
