@@ -108,7 +108,7 @@ class SglangBackend(Backend):
         self._clock = clock
         self._options = options or WireOptions()
         self._capabilities = capabilities_of(info, template, max_in_flight)
-        self._http = HttpClient(info.url, backend=NAME, api_key=api_key, timeout_s=timeout_s)
+        self._http = HttpClient(info.url, clock, backend=NAME, api_key=api_key, timeout_s=timeout_s)
         self._admission = Admission(
             most=self._capabilities.max_in_flight, chunk_tokens=info.chunk_tokens
         )
