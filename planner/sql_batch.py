@@ -31,7 +31,8 @@ def batched_text(text: str, params: tuple[str, ...]) -> str | None:
 
     - the query is not understood, writes, or is volatile;
     - a parameter is missing in it, or one in it is not named;
-    - its rows come in an order that is up to the database: joins, groups, sets without ORDER BY;
+    - it has several rows in an order of its own, or in one that is up to the database: joins,
+      groups, sets;
     - two of its columns have one name.
     """
     from sqlglot import exp, parse_one
@@ -69,7 +70,10 @@ def _keeps_order(tree: Any) -> bool:
     from sqlglot import exp
 
     if tree.args.get("order"):
-        return True
+        # Once it is joined to the look-ups, a query's own ORDER BY decides which rows LIMIT keeps,
+        # and no longer in which order they come: DuckDB drops it.
+        limit = tree.args.get("limit")
+        return limit is not None and limit.expression.name == "1"
     is_one_table = isinstance(tree.args.get("from_") or tree.args.get("from"), exp.From)
     parts = ("joins", "group", "distinct", "laterals", "with_", "with", "qualify", "windows")
     plain = is_one_table and not any(tree.args.get(part) for part in parts)
