@@ -38,7 +38,7 @@ def batched_text(text: str, params: tuple[str, ...]) -> str | None:
 
     - the query is not understood, writes, or is volatile;
     - a parameter is missing in it, or one in it is not named;
-    - a join with the parameters might give other rows, another order or other last digits (`_place`);
+    - joined with the parameters it might give other rows, another order or other last digits;
     - two of its columns have one name.
     """
     from sqlglot import exp, parse_one
@@ -81,8 +81,8 @@ def _place(tree: Any) -> Any:
 
     The rows of one table come in the order of the table, and one row of counts and extremes has one
     place. ORDER BY is left alone: rows that are equal in it have no order that a batch could keep,
-    and a position (`ORDER BY 2`) means something else in a window. So are sums and means, whose last
-    digits depend on the order in which floating-point numbers are added."""
+    and a position (`ORDER BY 2`) means something else in a window. So are sums and means: their
+    last digits depend on the order in which floating-point numbers are added."""
     from sqlglot import exp, parse_one
 
     parts = ("joins", "group", "laterals", "with_", "with", "qualify", "windows", "pivots")
