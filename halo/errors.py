@@ -8,6 +8,7 @@ HaloError
 ├── PlanError                a plan cannot mean anything: cycle, duplicate name, bad bound
 ├── InvariantError           a defect in Halo: a plan broke a promise, naming the stage
 ├── ProfileError             a hardware, model or link profile is wrong
+│   └── CalibrationError     a calibration is refused: it predicts badly, or has too few samples
 ├── SimulationError          a plan cannot be simulated: no room for a model, a circular order
 ├── BackendError             an engine could not answer (.backend, .retryable)
 │   ├── ContextOverflowError prompt and answer exceed the model's context (both numbers)
@@ -18,6 +19,7 @@ HaloError
 │   └── ToolTimeoutError     a tool did not answer in time
 ├── OutputTypeError          an answer does not fit its type after the retry
 ├── ValueTypeError           a value has not the shape an operator needs
+├── CacheError               the answer cache cannot be used
 ├── BudgetError              a budget cannot be read, or not be kept for want of prices
 ├── ConfigError              a setting is unknown or wrong (where it was set)
 └── RunDirectoryError        a run directory cannot be used
@@ -26,12 +28,13 @@ HaloError
 
 from __future__ import annotations
 
-from costmodel.errors import HaloError, ProfileError, SimulationError
-from halo.sql.errors import SqlError, SqlRefusedError
+from costmodel.errors import CalibrationError, HaloError, ProfileError, SimulationError
+from halo.ai_sql.errors import SqlError, SqlRefusedError
 from planner.errors import InvariantError, PlanError
 from runtime.errors import (
     BackendError,
     BudgetError,
+    CacheError,
     ContextOverflowError,
     ModelFetchError,
     ModelFileError,
@@ -60,6 +63,8 @@ class InputError(HaloError):
 __all__ = [
     "BackendError",
     "BudgetError",
+    "CacheError",
+    "CalibrationError",
     "ConfigError",
     "ContextOverflowError",
     "HaloError",

@@ -22,13 +22,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 from halo.config import Config, load_config
 from halo.errors import HaloError, WorkflowError
 from halo.flow import Flow, Traced
+from halo.gantt import explain_schedule, is_gantt
 from halo.result import RunResult
 from halo.rows import RowSet, read_rows, rows_from
+from planner.context import PlanContext
 from planner.explain import explain, explain_physical
-from planner.logical import Json, LogicalPlan, ModelOp, SqlRows
+from planner.learnt import NOTHING_LEARNT, Learnt
+from planner.logical import Effect, Json, LogicalPlan, ModelOp, SqlRows
 from planner.merge import merge
 from planner.physical import PhysicalPlan, Worker, place
-from planner.stats import PlanStats, estimate
+from planner.rewrite import Rewritten, rewrite
+from planner.stats import PlanStats
 from planner.verify import verify
 from runtime.backends.base import Backend
 from runtime.backends.create import EngineOptions, create_backend, default_model, describe_backend
@@ -36,7 +40,7 @@ from runtime.clock import new_event_loop, wall_s
 from runtime.errors import BackendError
 from runtime.executor import Progress
 from runtime.placement import Replan
-from runtime.run import Finished, RunHandle, RunInputs
+from runtime.run import CacheSetting, Finished, RunHandle, RunInputs
 from runtime.sql_session import SqlSession
 from runtime.tools import ToolSpec
 
@@ -69,14 +73,25 @@ class Query:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch, planned: what explain shows and run executes."""
+    """A batch, planned: what explain shows and run executes. `rewritten` says how the merged plan
+    became the logical plan of `plan`; `planning_s` is what that and the rest of planning took."""
 
     queries: tuple[Query, ...]
     bound: tuple[LogicalPlan, ...]
+    rewritten: Rewritten
     plan: PhysicalPlan
     stats: PlanStats
     tools: Mapping[str, ToolSpec]
     scheduled: ScheduledPlan | None = None
+    planning_s: float = 0.0
+
+    def _repr_html_(self) -> str:
+        """The plan in a notebook: drawn, with its listing."""
+        from planner.explain_html import render_fragment
+        from planner.explain_view import View
+
+        view = View(self.plan.logical, self.stats, physical=self.plan, rewritten=self.rewritten)
+        return render_fragment(view)
 
     @property
     def rows_by_source(self) -> dict[str, list[dict[str, Json]]]:
@@ -95,6 +110,7 @@ class Session:
         self.config = config
         self._default_model = ""
         self._choice_warning = ""
+        self._lessons: Learnt | None = None
         self._engines: dict[str, Backend] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -123,16 +139,31 @@ class Session:
                 name, n = f"{each.name}-{n}", n + 1
             names.add(name)
             queries.append(Query(name, each.trace(row_set.source, row_set.columns), row_set))
-        return self._plan(tuple(queries), count_rows)
+        return self._plan(tuple(queries), count_rows=count_rows)
 
-    def _plan(self, queries: tuple[Query, ...], count_rows: CountRows | None = None) -> Prepared:
+    def _plan(
+        self,
+        queries: tuple[Query, ...],
+        learnt: Learnt = NOTHING_LEARNT,
+        count_rows: CountRows | None = None,
+    ) -> Prepared:
         tools = _merge_tools(queries)
+        began_s = wall_s()
         logical = merge({query.name: query.traced.plan for query in queries})
         verify(logical)
         sources = {query.rows.source: query.rows.rows for query in queries}
-        stats = estimate(logical, sources, _estimated_tokens, _counted(logical, count_rows))
         models = {op.model for op in logical.walk_all() if isinstance(op, ModelOp)}
         workers = {model: self._workers(model) for model in sorted(models)}
+        context = PlanContext(
+            rows=sources,
+            count_tokens=_estimated_tokens,
+            learnt=self._learnt() + learnt,
+            query_rows=_counted(logical, count_rows),
+            enforces_choice=all(worker.choice for those in workers.values() for worker in those),
+        )
+        rewritten = rewrite(logical, context, off=self.config.off, on=self.config.on)
+        logical = rewritten.plan
+        stats = context.stats(logical, orders=True)
         plan = place(logical, stats, {model: those[0] for model, those in workers.items()})
         if not self.config.prefix_order:
             in_order = {name: tuple(range(len(order))) for name, order in plan.row_order.items()}
@@ -141,7 +172,29 @@ class Session:
         if scheduled is not None:
             plan = scheduled.physical
         bound = tuple(q.traced.plan for q in queries)
-        return Prepared(queries, bound, plan, stats, tools, scheduled)
+        took_s = wall_s() - began_s
+        return Prepared(queries, bound, rewritten, plan, stats, tools, scheduled, took_s)
+
+    def _cache_setting(self, prepared: Prepared) -> CacheSetting | None:
+        """The answer cache of a run, if there is to be one. Whose answers it keeps: those of these
+        engines, as they are set up."""
+        if self.config.cache is None:
+            return None
+        engines = sorted({worker.engine for worker in prepared.plan.workers})
+        scope = " ".join(
+            f"{engine} seed={self.config.seed}" if engine == "simulated" else engine
+            for engine in engines
+        )
+        scope += " exact" if self.config.exact else ""
+        return CacheSetting(self.config.cache, scope, int(self.config.cache_mb * 1e6))
+
+    def _learnt(self) -> Learnt:
+        """What the runs named in the configuration have taught; read once."""
+        if self._lessons is None:
+            from halo.learn import learnt_from
+
+            self._lessons = learnt_from(self.config.learn) if self.config.learn else NOTHING_LEARNT
+        return self._lessons
 
     def _schedule(
         self, plan: PhysicalPlan, stats: PlanStats, workers: Mapping[str, Sequence[Worker]]
@@ -149,8 +202,10 @@ class Session:
         """The rows split over workers, where a model has several; None where it has not."""
         if not any(len(those) > 1 for those in workers.values()):
             return None
+        from halo.profiles import calibrated_timers
         from planner.schedule.assign import schedule_plan
 
+        each = [worker for those in workers.values() for worker in those]
         return schedule_plan(
             plan,
             stats,
@@ -161,7 +216,23 @@ class Session:
             budget_s=self.config.planning_s,
             seed=self.config.seed,
             max_steps=PLANNING_STEPS,
+            timers=calibrated_timers(each, self.config.models_dir),
         )
+
+    def learn(self, prepared: Prepared, n_rows: int, announce: Announce | None = None) -> Prepared:
+        """The batch planned again with what a run over `n_rows` of its rows has taught: answer
+        lengths and pass rates. Makes the calls of those rows; their answers are not kept. Raises
+        `WorkflowError` for a batch that writes."""
+        writes = [op for op in prepared.plan.logical.walk_all() if op.effect is Effect.WRITE]
+        if writes:
+            raise WorkflowError(
+                f"a sample would run {writes[0].label or writes[0].kind!r}, which writes; plan "
+                "without a sample"
+            )
+        some = self.sampled(prepared, n_rows)
+        result = self.run_prepared(some, announce=announce)
+        runs = [(some.plan.logical, result.metrics)]
+        return self._plan(prepared.queries, Learnt.from_runs(runs, "sampled"))
 
     def sampled(self, prepared: Prepared, n_rows: int) -> Prepared:
         """The same batch over `n_rows` of its rows, spread evenly: its operators are those of the
@@ -196,12 +267,29 @@ class Session:
         if stage == "bound":
             parts = [explain(plan, format=format, verbose=verbose) for plan in prepared.bound]
             return "\n".join(parts)
-        if stage in ("merged", "optimized"):
+        rewritten = prepared.rewritten
+        if stage == "merged":
+            merged = rewritten.merged
+            stats = rewritten.context.stats(merged)
+            return explain(merged, stats=stats, format=format, verbose=verbose)
+        if stage == "optimized":
             return explain(
-                prepared.plan.logical, stats=prepared.stats, format=format, verbose=verbose
+                prepared.plan.logical,
+                stats=prepared.stats,
+                format=format,
+                verbose=verbose,
+                rewritten=rewritten,
             )
+        if stage == "physical" and is_gantt(format):
+            return explain_schedule(prepared.plan, prepared.stats, format)
         if stage == "physical":
-            return explain_physical(prepared.plan, prepared.stats, format=format, verbose=verbose)
+            return explain_physical(
+                prepared.plan,
+                prepared.stats,
+                format=format,
+                verbose=verbose,
+                rewritten=rewritten,
+            )
         raise WorkflowError(
             f"no stage {stage!r}; the stages are: bound, merged, optimized, physical"
         )
@@ -245,7 +333,7 @@ class Session:
         asked: Mapping[str, Json] | None = None,
         sql: SqlSession | None = None,
     ) -> RunResult:
-        """Run what `prepare` made. `sql` is the database of a SQL batch (`halo.sql.batch`)."""
+        """Run what `prepare` made. `sql` is the database of a SQL batch (`halo.ai_sql.batch`)."""
         inputs = RunInputs(
             plan=prepared.plan,
             stats=prepared.stats,
@@ -259,6 +347,7 @@ class Session:
             warm=self.config.warm,
             overlap=self.config.overlap,
             budget=self.config.limits,
+            cache=self._cache_setting(prepared),
             out=Path(out) if out is not None else None,
             resume=resume,
             sql=sql,
@@ -283,6 +372,7 @@ class Session:
             budget_reached=finished.budget_reached,
             engine_requests=finished.engine_requests,
             recovered=finished.recovered,
+            cached_answers=finished.cached_answers,
         )
 
     def evaluate(self, plan: LogicalPlan, tools: Mapping[str, ToolSpec]) -> Json:
@@ -417,23 +507,11 @@ class Session:
             context_tokens=offered.context_tokens,
             prefix_cache=offered.prefix_cache,
             prime_prefix=offered.prime_prefix,
+            choice=offered.choice,
         )
 
     def _engine_options(self, announce: Announce | None = None) -> EngineOptions:
-        return EngineOptions(
-            seed=self.config.seed,
-            models_dir=self.config.models_dir,
-            threads=self.config.threads,
-            max_in_flight=self.config.max_in_flight,
-            exact=self.config.exact,
-            announce=announce,
-            api_key=self.config.api_key.get_secret_value(),
-            tokenizer=self.config.tokenizer,
-            tenant=self.config.tenant,
-            steer=self.config.steer,
-            requests_per_minute=self.config.requests_per_minute,
-            tokens_per_minute=self.config.tokens_per_minute,
-        )
+        return engine_options(self.config, announce)
 
     def _manifest_config(self) -> dict[str, Json]:
         config = cast("dict[str, Json]", self.config.model_dump(mode="json"))
@@ -466,6 +544,24 @@ class Session:
             self._thread.join()
         self._loop.close()
         self._loop = None
+
+
+def engine_options(config: Config, announce: Announce | None = None) -> EngineOptions:
+    """What an engine is told, out of the settings."""
+    return EngineOptions(
+        seed=config.seed,
+        models_dir=config.models_dir,
+        threads=config.threads,
+        max_in_flight=config.max_in_flight,
+        exact=config.exact,
+        announce=announce,
+        api_key=config.api_key.get_secret_value(),
+        tokenizer=config.tokenizer,
+        tenant=config.tenant,
+        steer=config.steer,
+        requests_per_minute=config.requests_per_minute,
+        tokens_per_minute=config.tokens_per_minute,
+    )
 
 
 @cache

@@ -6,10 +6,7 @@ import random
 from dataclasses import asdict, dataclass
 from typing import Any
 
-WORDS = (
-    "parcel late broken great refund box cold kind slow blue loud courier missing perfect cheap "
-    "screen battery handle colour size friendly never again quick torn wet scratched gift warm"
-).split()  # fmt: skip
+WORDS = ["parcel", "late", "broken", "great", "refund", "box", "cold", "kind", "slow", "blue", "loud", "courier", "missing", "perfect", "cheap", "screen", "battery", "handle", "colour", "size", "friendly", "never", "again", "quick", "torn", "wet", "scratched", "gift", "warm"]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,14 @@ def run(
     flags: dict[str, Any],
     dry_run: bool,
     json_out: bool,
+    sample: int = 0,
 ) -> int:
     """Plan and run; returns the exit code."""
     config, _ = load_config(flags, file=config_file)
     with Session(config) as session:
         prepared = prepare(session, flows, rows)
+        if sample:
+            prepared = session.learn(prepared, sample, Reporter(sys.stderr).say)
         if dry_run:
             print(session.explain_prepared(prepared))
             return 0

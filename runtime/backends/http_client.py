@@ -11,6 +11,7 @@ import aiohttp
 
 from runtime.backends.event_stream import DONE, EventReader
 from runtime.backends.http_errors import not_an_answer, status_error, unreachable
+from runtime.clock import Clock
 from runtime.errors import BackendError, EngineUnreachableError, TruncatedAnswerError
 
 CONNECT_TIMEOUT_S = 10.0
@@ -24,11 +25,15 @@ class HttpClient:
     Args:
         url: of the engine, without a slash at its end.
         timeout_s: of a whole call, waiting in the engine's queue included.
+
+    Attributes:
+        last_headers: of the latest answer; limits are announced there.
     """
 
     def __init__(
         self,
         url: str,
+        clock: Clock,
         *,
         backend: str,
         api_key: str = "",
@@ -38,9 +43,11 @@ class HttpClient:
         self.url = url
         self.timeout_s = timeout_s
         self._backend = backend
+        self._clock = clock
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=connect_timeout_s)
         self._session: aiohttp.ClientSession | None = None
+        self.last_headers: Mapping[str, str] = {}
 
     async def get(self, route: str, *, timeout_s: float | None = None) -> Any:
         """The JSON document of a GET."""
@@ -114,6 +121,7 @@ class HttpClient:
         )
 
     async def _body(self, response: aiohttp.ClientResponse, route: str) -> str:
+        self.last_headers = response.headers
         data = await response.content.read(MAX_BODY_BYTES + 1)
         if len(data) <= MAX_BODY_BYTES and not response.content.at_eof():
             parts = [data]
@@ -153,7 +161,8 @@ class HttpClient:
     def _faults(self, route: str) -> Generator[None, None, None]:
         url = self.url + route
         try:
-            yield
+            with self._clock.outside():
+                yield
         except BackendError:
             raise
         except aiohttp.ClientPayloadError as error:
