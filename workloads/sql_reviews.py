@@ -6,7 +6,11 @@ import random
 from dataclasses import asdict, dataclass
 from typing import Any
 
-WORDS = ["parcel", "late", "broken", "great", "refund", "box", "cold", "kind", "slow", "blue", "loud", "courier", "missing", "perfect", "cheap", "screen", "battery", "handle", "colour", "size", "friendly", "never", "again", "quick", "torn", "wet", "scratched", "gift", "warm"]  # fmt: skip
+_TEXT = (
+    "parcel late broken great refund box cold kind slow blue loud courier missing perfect cheap "
+    "screen battery handle colour size friendly never again quick torn wet scratched gift warm"
+)
+WORDS = tuple(_TEXT.split())
 
 
 @dataclass(frozen=True)
