@@ -62,7 +62,7 @@ def _peer(name: str, python: str, server: CountingServer, path: Path) -> dict[st
     script = str(Path(__file__).with_name("sql_peers.py"))
     done = subprocess.run(
         [python, script, name, server.url, str(path)],
-        capture_output=True, text=True, timeout=1800, cwd=path.parent, check=False,
+        capture_output=True, text=True, timeout=900, cwd=path.parent, check=False,
     )  # fmt: skip
     counts = server.reset()
     if done.returncode:

@@ -111,7 +111,7 @@ def _content(asked: dict[str, Any], text: str) -> str:
     number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
     schema = _schema(asked)
     if schema is not None:
-        return json.dumps(_instance(schema, number))
+        return json.dumps(_instance(schema, number, schema.get("$defs", {})))
     listed = re.findall(r"^- (\w+)$", json.loads(json.dumps(text)), re.MULTILINE)
     if listed:
         return str(listed[number % len(listed)])
@@ -126,19 +126,25 @@ def _schema(asked: dict[str, Any]) -> dict[str, Any] | None:
     return found.get("schema", found) if isinstance(found, dict) else None
 
 
-def _instance(schema: dict[str, Any], number: int) -> Any:
+def _instance(schema: dict[str, Any], number: int, defs: dict[str, Any]) -> Any:
+    """A value of a schema; `defs` are those that a `$ref` names."""
+    if "$ref" in schema:
+        return _instance(defs[str(schema["$ref"]).rpartition("/")[2]], number, defs)
     if "enum" in schema:
         return schema["enum"][number % len(schema["enum"])]
-    if "anyOf" in schema:
-        return _instance(schema["anyOf"][0], number)
+    if "const" in schema:
+        return schema["const"]
+    for several in ("anyOf", "allOf", "oneOf"):
+        if several in schema:
+            return _instance(schema[several][0], number, defs)
     match schema.get("type"):
         case "object":
             return {
-                name: _instance(each, number // 7 + i)
+                name: _instance(each, number // 7 + i, defs)
                 for i, (name, each) in enumerate(schema.get("properties", {}).items())
             }
         case "array":
-            return [_instance(schema.get("items", {}), number)]
+            return [_instance(schema.get("items", {}), number, defs)]
         case "integer" | "number":
             return number % 100
         case "boolean":

@@ -318,7 +318,7 @@ class SqlBatch:
             written=None if reads else count,
             errors=_failures_of(compiled, run, run_id),
             warnings=compiled.warnings,
-            count=count if reads else 0,
+            n_rows=count if reads else 0,
         )
 
     def _export(self, out: Path, results: Sequence[QueryResult]) -> None:

@@ -424,7 +424,7 @@ class Splitter:
         scope: _Scope | None = block.scope
         source = inner
         while scope is not None:
-            text = self._with(wrap(source.copy()), block.scope.ctes).sql("duckdb")
+            text = str(self._with(wrap(source.copy()), block.scope.ctes).sql("duckdb"))
             reason = self._host.binds(text)
             if not reason:
                 return text
@@ -945,7 +945,7 @@ class Splitter:
                 continue
             moved = condition.copy()
             columns = [moved] if isinstance(moved, exp.Column) else list(moved.find_all(exp.Column))
-            targets = [
+            targets: list[Any] = [
                 outputs.get(column.name.lower())
                 if (column.table.lower() in names or (not column.table and alone))
                 and not column.args.get("db")

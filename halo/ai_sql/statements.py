@@ -178,7 +178,7 @@ def _read(
     try:
         tree = sqlglot.parse_one(alone, read="duckdb")
     except SqlglotError as error:
-        found = error.errors[0] if getattr(error, "errors", None) else {}
+        found: dict[str, Any] = next(iter(getattr(error, "errors", None) or ()), {})
         reason = str(found.get("description") or error).rstrip(".")
         offset = _offset(text, found.get("line"), found.get("col"), start)
         raise SqlError("S001", f"{reason} ({_HINT})", text=text, offset=offset) from None
