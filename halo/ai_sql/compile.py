@@ -16,10 +16,12 @@ from halo.ai_sql import label_join
 from halo.ai_sql.calls import Call, CallSpec
 from halo.ai_sql.cascade import cascade_rows
 from halo.ai_sql.errors import SqlError
+from halo.ai_sql.host import ERROR, KEY, NUMBER, VALUE, Chain, Harvest
 from halo.ai_sql.lift import Lifter
 from halo.ai_sql.questions import answer_op, prompt_of
-from halo.ai_sql.split import ERROR, KEY, NUMBER, VALUE, Chain, Harvest, Splitter, tables_in
+from halo.ai_sql.split import Splitter
 from halo.ai_sql.statements import Statement
+from halo.ai_sql.trees import tables_in
 from halo.ai_sql.types import quoted
 from halo.ai_sql.workflows import inline
 from halo.flow import Flow, Traced

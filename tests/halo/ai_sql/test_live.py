@@ -28,7 +28,7 @@ REVIEWS = [
 ]
 DELIVERY = {1, 2, 9}
 FILES = {
-    "invoice.txt": "INVOICE 2291. Amount due: 480 EUR. Payment within 14 days to the account below.",
+    "invoice.txt": "INVOICE 2291. Amount due: 480 EUR. Payment within 14 days by transfer.",
     "contract.txt": "This agreement is made between the landlord and the tenant. The term of the "
     "lease is two years. Both parties sign below.",
     "resume.txt": "Curriculum vitae. Education: BSc in physics. Experience: five years as a data "
@@ -76,11 +76,13 @@ def test_the_eight_queries(
           AND stars <= 2 AND lang = 'en';
         SELECT id, x.product, x.severity FROM (SELECT id, AI_EXTRACT(body,
             {'product': 'VARCHAR', 'severity': 'INTEGER'}) AS x FROM reviews WHERE stars = 1);
-        SELECT product_id, count(*) AS n, AI_AGG(body, 'List the most common complaints in one line')
+        SELECT product_id, count(*) AS n,
+            AI_AGG(body, 'List the most common complaints in one line')
             FILTER (WHERE stars <= 2) AS complaints
         FROM reviews GROUP BY product_id HAVING count(*) >= 5;
         SELECT c.id, p.code FROM claims c JOIN policies p ON c.line = p.line
-          AND AI_FILTER(PROMPT('Is the claim "{0}" covered by the clause "{1}"?', c.text, p.clause));
+          AND AI_FILTER(PROMPT('Is the claim "{0}" covered by the clause "{1}"?',
+                               c.text, p.clause));
         SELECT id FROM reviews WHERE lang = 'de'
         ORDER BY AI_SCORE(PROMPT('How urgent is it to act on this? {0}', body)) DESC, id LIMIT 2;
         WITH s AS (SELECT product_id, AI_COMPLETE(PROMPT('Summarise in one sentence: {0}', body),
