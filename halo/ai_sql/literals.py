@@ -29,9 +29,9 @@ def literal(node: Any) -> Any:
         values = [literal(each) for each in node.expressions]
         return NO_LITERAL if NO_LITERAL in values else values
     if isinstance(node, exp.Struct):
-        members = {name: literal(value) for name, value in members(node).items()}
-        whole = len(members) == len(node.expressions) and NO_LITERAL not in members.values()
-        return members if whole else NO_LITERAL
+        found = {name: literal(value) for name, value in members(node).items()}
+        whole = len(found) == len(node.expressions) and NO_LITERAL not in found.values()
+        return found if whole else NO_LITERAL
     if isinstance(node, exp.Anonymous) and str(node.this).upper() == "ARRAY":
         values = [literal(each) for each in node.expressions]
         return NO_LITERAL if NO_LITERAL in values else values
