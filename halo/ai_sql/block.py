@@ -51,8 +51,9 @@ def clauses(block: exp.Select) -> list[tuple[str, Any]]:
     are answered: joins, where, group, having, qualify, select, order."""
     found: list[tuple[str, Any]] = [("join", join) for join in block.args.get("joins") or ()]
     for name in ("where", "group", "having", "windows", "qualify"):
-        each = block.args.get(name)
-        found.extend((name, one) for one in (each if isinstance(each, list) else [each]) if one)
+        each: Any = block.args.get(name)
+        several: list[Any] = each if isinstance(each, list) else [each]
+        found.extend((name, one) for one in several if one)
     if distinct := block.args.get("distinct"):
         found.append(("select", distinct))
     found.extend(("select", each) for each in block.expressions)

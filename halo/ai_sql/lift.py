@@ -366,11 +366,12 @@ class _Reader:
         return text
 
     def _examples(self) -> tuple[tuple[str, str], ...]:
-        value = self._option("examples") if "examples" in self._function.options else None
+        value: Any = self._option("examples") if "examples" in self._function.options else None
         if value is None:
             return ()
         pairs: list[tuple[str, str]] = []
-        for each in value if isinstance(value, list) else [value]:
+        given: list[Any] = value if isinstance(value, list) else [value]
+        for each in given:
             if isinstance(each, dict) and set(cast("dict[str, Any]", each)) >= {"input", "answer"}:
                 pairs.append((_as_text(each["input"]), _as_text(each["answer"])))
             elif isinstance(each, list) and len(each) == 2:
@@ -512,7 +513,8 @@ class _Reader:
         if common.get("per_row"):
             raise self._error("S103", self._options["sample"], "an aggregate has no rows to sample")
         self._args = [self._given[0]]
-        return CallSpec(**{**common, "function": "AI_AGG", "segments": (0,), "task": task})
+        own: dict[str, Any] = {"function": "AI_AGG", "segments": (0,), "task": task}
+        return CallSpec(**{**common, **own})
 
     def _ai_run(self, common: dict[str, Any]) -> CallSpec:
         name = literal(self._given[0])
@@ -530,10 +532,14 @@ class _Reader:
         own = [n for n in self._options if n not in self._function.options]
         self._args = [*self._given[1:], *(self._options[n] for n in own)]
         segments = tuple(range(len(self._args)))
-        return CallSpec(
-            **{**common, "function": "AI_RUN", "segments": segments, "n_args": len(self._args),
-               "workflow": name, "names": tuple(own)}
-        )  # fmt: skip
+        own_values: dict[str, Any] = {
+            "function": "AI_RUN",
+            "segments": segments,
+            "n_args": len(self._args),
+            "workflow": name,
+            "names": tuple(own),
+        }
+        return CallSpec(**{**common, **own_values})
 
     def _ai_chunks(self, common: dict[str, Any]) -> CallSpec:
         tokens = self._number("tokens", 512, 1, 1e6)

@@ -182,7 +182,12 @@ def _read(
         reason = str(found.get("description") or error).rstrip(".")
         offset = _offset(text, found.get("line"), found.get("col"), start)
         raise SqlError("S001", f"{reason} ({_HINT})", text=text, offset=offset) from None
-    shared: dict[str, Any] = {"number": number, "text": text[start:end], "offset": start, "explain": explain}
+    shared: dict[str, Any] = {
+        "number": number,
+        "text": text[start:end],
+        "offset": start,
+        "explain": explain,
+    }
     match tree:
         case exp.Query():
             return Statement(**shared, kind="select", tree=tree, query=tree)
