@@ -14,6 +14,7 @@ import argparse
 import json
 import resource
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -54,6 +55,7 @@ def five_queries(count: int, peers: dict[str, str]) -> dict[str, Any]:
         path.write_text("".join(json.dumps(row) + "\n" for row in table), "utf-8")
         for name, python in peers.items():
             found[name] = _peer(name, python, server, path)
+            print(json.dumps({name: found[name]}), file=sys.stderr, flush=True)
     return {"rows": count, "queries": len(QUERIES), "systems": found}
 
 
