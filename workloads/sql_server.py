@@ -14,7 +14,7 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, cast
 
 
 @dataclass
@@ -127,9 +127,9 @@ def _content(asked: dict[str, Any], text: str) -> str:
 
 
 def _schema(asked: dict[str, Any]) -> dict[str, Any] | None:
-    wanted = asked.get("response_format") or {}
-    found = wanted.get("json_schema")
-    return found.get("schema", found) if isinstance(found, dict) else None
+    wanted = cast("dict[str, Any]", asked.get("response_format") or {})
+    found = cast("dict[str, Any] | None", wanted.get("json_schema"))
+    return None if found is None else cast("dict[str, Any]", found.get("schema", found))
 
 
 def _instance(schema: dict[str, Any], number: int, defs: dict[str, Any]) -> Any:

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlglot import exp
 
@@ -187,7 +187,9 @@ def load_table(connection: DuckDBPyConnection, name: str, rows: Any) -> None:
     """Make a table of a data frame (pandas, polars, Arrow) or of a list of objects."""
     import duckdb
 
-    relation = _from_objects(connection, name, rows) if isinstance(rows, list) else rows
+    relation = rows
+    if isinstance(rows, list):
+        relation = _from_objects(connection, name, cast("list[Any]", rows))
     try:
         connection.register("halo_given", relation)
         connection.execute(f"CREATE TABLE memory.main.{quoted(name)} AS SELECT * FROM halo_given")

@@ -127,7 +127,8 @@ class Places(CallFinder):
             while parent.parent is not None and parent.parent is not holder:
                 parent = parent.parent
             plain = holder is not None and any(each is parent for each in holder.expressions)
-            if not plain or (frame is not None and frame.grouped) or self._is_grouped(holder):
+            grouped = frame is not None and frame.grouped
+            if not plain or grouped or holder is None or self._is_grouped(holder):
                 raise self._refuse(
                     "S207", call.node,
                     "sample := 'per_row' is for the select list of a query without groups",

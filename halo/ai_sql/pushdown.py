@@ -104,7 +104,7 @@ class Pushdown(CallFinder):
         """The block that reads a table of that name, and the names that it has there."""
         if isinstance(query, exp.Select):
             from_ = query.args.get("from_")
-            items = [from_] if from_ is not None else []
+            items: list[Any] = [from_] if from_ is not None else []
             for item in [*items, *(query.args.get("joins") or [])]:
                 source = item.this
                 if isinstance(source, exp.Subquery) and source.alias == alias:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, overload
+from typing import IO, TYPE_CHECKING, Any, cast, overload
 
 from halo.ai_sql.access import OpenDatabase
 from halo.ai_sql.documents import sql_text
@@ -89,7 +89,7 @@ class QueryResult(Sequence[dict[str, Any]]):
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, QueryResult | list):
-            return list(self) == list[Any](other)
+            return list(self) == list(cast("list[Any]", other))
         return NotImplemented
 
     __hash__ = None  # type: ignore[assignment]

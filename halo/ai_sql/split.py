@@ -273,9 +273,9 @@ class Splitter(FrameMaker, Places):
         at columns of a query around it, of the block beside the rows of that query."""
         inner = wrap.inner
         reasons: list[str] = []
-        scope: Scope | None = block.scope
+        scope = block.scope
         source = inner
-        while scope is not None:
+        while True:
             text = str(self._with(wrap(source.copy()), block.scope.ctes).sql("duckdb"))
             reason = self._host.binds(text)
             if not reason:

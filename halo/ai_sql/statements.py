@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import sqlglot
 from sqlglot import exp
@@ -178,7 +178,7 @@ def _read(
     try:
         tree = sqlglot.parse_one(alone, read="duckdb")
     except SqlglotError as error:
-        found: dict[str, Any] = next(iter(getattr(error, "errors", None) or ()), {})
+        found = cast("dict[str, Any]", next(iter(getattr(error, "errors", None) or ()), {}))
         reason = str(found.get("description") or error).rstrip(".")
         offset = _offset(text, found.get("line"), found.get("col"), start)
         raise SqlError("S001", f"{reason} ({_HINT})", text=text, offset=offset) from None
@@ -269,7 +269,9 @@ def parameter_node(name: str, value: Any) -> Any:
     if isinstance(value, datetime.date):
         return exp.cast(exp.Literal.string(value.isoformat()), "DATE")
     if isinstance(value, list | tuple):
-        return exp.Array(expressions=[parameter_node(name, each) for each in list[Any](value)])
+        return exp.Array(
+            expressions=[parameter_node(name, each) for each in cast("list[Any]", value)]
+        )
     raise SqlError(
         "S004", f"parameter {name!r} is a {type(value).__name__}; pass text, a number, a boolean, "
         "a date, null or a list of them",

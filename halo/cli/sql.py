@@ -56,8 +56,7 @@ def sql(
         from halo.cli.sql_shell import Shell
 
         return Shell(config, options).run()
-    if text is None:
-        text = sys.stdin.read()
+    text = sys.stdin.read() if text is None else text
     if format not in FORMATS:
         raise HaloError(f"no format {format!r}; the formats are: {', '.join(FORMATS)}")
     asked: dict[str, Any] = {
