@@ -189,7 +189,7 @@ def load_table(connection: DuckDBPyConnection, name: str, rows: Any) -> None:
 
     relation = rows
     if isinstance(rows, list):
-        relation = _from_objects(connection, name, cast("list[Any]", rows))
+        relation = _from_objects(connection, name, cast("Any", rows))
     try:
         connection.register("halo_given", relation)
         connection.execute(f"CREATE TABLE memory.main.{quoted(name)} AS SELECT * FROM halo_given")

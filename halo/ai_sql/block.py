@@ -52,7 +52,7 @@ def clauses(block: exp.Select) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = [("join", join) for join in block.args.get("joins") or ()]
     for name in ("where", "group", "having", "windows", "qualify"):
         each: Any = block.args.get(name)
-        several: list[Any] = cast("list[Any]", each) if isinstance(each, list) else [each]
+        several: list[Any] = cast("Any", each) if isinstance(each, list) else [each]
         found.extend((name, one) for one in several if one)
     if distinct := block.args.get("distinct"):
         found.append(("select", distinct))

@@ -370,11 +370,11 @@ class _Reader:
         if value is None:
             return ()
         pairs: list[tuple[str, str]] = []
-        given: list[Any] = cast("list[Any]", value) if isinstance(value, list) else [value]
+        given: list[Any] = cast("Any", value) if isinstance(value, list) else [value]
         for each in given:
             if isinstance(each, dict) and set(cast("dict[str, Any]", each)) >= {"input", "answer"}:
                 pairs.append((_as_text(each["input"]), _as_text(each["answer"])))
-            elif isinstance(each, list) and len(cast("list[Any]", each)) == 2:
+            elif isinstance(each, list) and len(cast("Any", each)) == 2:
                 pairs.append((_as_text(each[0]), _as_text(each[1])))
             else:
                 raise self._wrong(
@@ -432,15 +432,14 @@ class _Reader:
                 "S105", self._given[1],
                 "the labels of AI_CLASSIFY must be a list of literals: they are part of the plan",
             )  # fmt: skip
-        for each in cast("list[Any]", value):
+        for each in cast("Any", value):
             if isinstance(each, str):
                 labels.append((each, ""))
             elif isinstance(each, dict) and isinstance(
                 cast("dict[str, Any]", each).get("label"), str
             ):
-                labels.append(
-                    (each["label"], str(cast("dict[str, Any]", each).get("description") or ""))
-                )
+                described = cast("dict[str, Any]", each)
+                labels.append((described["label"], str(described.get("description") or "")))
             else:
                 raise self._error(
                     "S105", self._given[1],
@@ -461,7 +460,7 @@ class _Reader:
         given = self._given[1]
         value = literal(given)
         fields: list[tuple[str, str, str]] = []
-        if isinstance(value, list) and all(isinstance(v, str) for v in cast("list[Any]", value)):
+        if isinstance(value, list) and all(isinstance(v, str) for v in cast("Any", value)):
             fields = [(name, "VARCHAR", "") for name in cast("list[str]", value)]
         elif isinstance(value, dict):
             for name, kind in cast("dict[str, Any]", value).items():

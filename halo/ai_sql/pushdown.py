@@ -105,7 +105,8 @@ class Pushdown(CallFinder):
         if isinstance(query, exp.Select):
             from_ = query.args.get("from_")
             items: list[Any] = [from_] if from_ is not None else []
-            for item in [*items, *(query.args.get("joins") or [])]:
+            joins: list[Any] = query.args.get("joins") or []
+            for item in [*items, *joins]:
                 source = item.this
                 if isinstance(source, exp.Subquery) and source.alias == alias:
                     return query, {alias.lower()}

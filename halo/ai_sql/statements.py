@@ -178,7 +178,7 @@ def _read(
     try:
         tree = sqlglot.parse_one(alone, read="duckdb")
     except SqlglotError as error:
-        found = cast("dict[str, Any]", next(iter(getattr(error, "errors", None) or ()), {}))
+        found = cast("dict[str, Any]", next(iter(_details(error)), {}))
         reason = str(found.get("description") or error).rstrip(".")
         offset = _offset(text, found.get("line"), found.get("col"), start)
         raise SqlError("S001", f"{reason} ({_HINT})", text=text, offset=offset) from None
@@ -276,6 +276,12 @@ def parameter_node(name: str, value: Any) -> Any:
         "S004", f"parameter {name!r} is a {type(value).__name__}; pass text, a number, a boolean, "
         "a date, null or a list of them",
     )  # fmt: skip
+
+
+def _details(error: Any) -> list[Any]:
+    """What sqlglot tells of a parse error: a dictionary for each."""
+    found: list[Any] = getattr(error, "errors", None) or []
+    return found
 
 
 def _offset(text: str, line: Any, column: Any, start: int) -> int:

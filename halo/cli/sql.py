@@ -56,12 +56,12 @@ def sql(
         from halo.cli.sql_shell import Shell
 
         return Shell(config, options).run()
-    text = sys.stdin.read() if text is None else text
+    given = sys.stdin.read() if text is None else text
     if format not in FORMATS:
         raise HaloError(f"no format {format!r}; the formats are: {', '.join(FORMATS)}")
     asked: dict[str, Any] = {
         "sql": {
-            "text": text,
+            "text": given,
             "parameters": dict(options.parameters),
             "workflows": [_absolute(each) for each in workflows],
             "allow": [str(each.absolute()) for each in allow],
@@ -71,7 +71,7 @@ def sql(
         }
     }
     return run_text(
-        text, config, options, out=out, format=format, dry_run=dry_run, json_out=json_out,
+        given, config, options, out=out, format=format, dry_run=dry_run, json_out=json_out,
         asked=asked,
     )  # fmt: skip
 
