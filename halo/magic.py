@@ -94,7 +94,7 @@ def _is_table(value: Any) -> bool:
     if isinstance(value, list):
         rows = cast("Any", value)
         return bool(rows) and all(isinstance(row, dict) for row in rows)
-    kind = cast("type[Any]", type(value))
+    kind = cast("Any", type(value))
     return kind.__name__ in ("DataFrame", "Table", "LazyFrame") and kind.__module__.split(".")[
         0
     ] in ("pandas", "polars", "pyarrow")

@@ -32,6 +32,7 @@ class Counts:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 1024  # clients that connect all at once are not turned away
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that hang up are no news."""
