@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from random import Random
+from typing import NamedTuple
 
 from costmodel.errors import SimulationError
 from costmodel.simulator.assignment import Assignment
@@ -34,6 +35,14 @@ from costmodel.simulator.workload import ModelWork, ToolWork, Workload
 
 LONGEST_PREFIX_WINDOW = 128
 """Longest-prefix-first looks at this many waiting items, as SGLang does before it falls back."""
+
+
+class _ToolEnd(NamedTuple):
+    """Calls of a tool that end together."""
+
+    lane: int
+    item: int
+    count: int
 
 
 class Simulator:
@@ -137,8 +146,8 @@ class _Run:
                         self._engine_event(engine)
                 elif kind == 2:
                     self.n_events += 1
-                    assert isinstance(what, tuple)
-                    self._tool_end(*what)
+                    assert isinstance(what, _ToolEnd)
+                    self._tool_end(what.lane, what.item, what.count)
                 elif kind == 3:
                     engine = what
                     assert isinstance(engine, EngineState)
@@ -224,7 +233,7 @@ class _Run:
                         count,
                     )
                 )
-            self._push(self.now + latency, 2, (lane, item, count), 0)
+            self._push(self.now + latency, 2, _ToolEnd(lane, item, count), 0)
 
     def _tool_end(self, lane: int, item: int, count: int) -> None:
         self.lane_free[lane] += count

@@ -222,8 +222,8 @@ def _assignments(
 
 def _trace(node: _Node) -> tuple[tuple[tuple[int, int], ...], ...]:
     epochs: list[tuple[tuple[int, int], ...]] = []
-    at: _Node | None = node
-    while at is not None and at.parent is not None:
+    at = node
+    while at.parent is not None:
         epochs.append(at.chosen)
         at = at.parent
     return tuple(reversed(epochs))
