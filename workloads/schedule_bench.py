@@ -344,6 +344,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600, help="schedule-gap: search steps")
     parser.add_argument("--queries", type=int, nargs="+", help="schedule-shapes")
     parser.add_argument("--gpus", type=int, nargs="+", help="schedule-shapes")
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), help="schedule-shapes")
     parser.add_argument("--budget-s", type=float, help="planning time of a schedule")
     arguments = parser.parse_args()
     if arguments.name == "schedule-gap":
@@ -353,6 +354,7 @@ def main() -> None:
             arguments.queries or (16, 64, 1024, 10_000),
             arguments.gpus or (1, 3, 8),
             arguments.budget_s,
+            arguments.shapes or tuple(SHAPES),
         )
     else:
         result = BENCHMARKS[arguments.name]()

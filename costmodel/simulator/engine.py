@@ -42,7 +42,7 @@ class _ToolEnd(NamedTuple):
 
     lane: int
     item: int
-    count: int
+    calls: int
 
 
 class Simulator:
@@ -147,7 +147,7 @@ class _Run:
                 elif kind == 2:
                     self.n_events += 1
                     assert isinstance(what, _ToolEnd)
-                    self._tool_end(what.lane, what.item, what.count)
+                    self._tool_end(what.lane, what.item, what.calls)
                 elif kind == 3:
                     engine = what
                     assert isinstance(engine, EngineState)

@@ -95,11 +95,15 @@ def _auto(search: Search, seed: int, max_steps: int | None) -> None:
     ranked = sorted(screen.pool, key=lambda entry: entry[0])
     if screen.best is not None:
         ranked.insert(0, (screen.best_score, screen.best_method, screen.best))
-    # The screen may be wrong by a little: the best few, and the best of each kind, are confirmed.
-    chosen = ranked[:3]
-    chosen += [entry for entry in ranked if entry[1] in BASELINES][:2]
-    chosen += [entry for entry in ranked if "side by side" not in entry[1]][:2]
-    chosen += ranked[3:]
+    # The screen may be wrong by a little: the best, the best baseline and the best with one model
+    # at a time are confirmed first, then the next of each.
+    kinds = (
+        ranked,
+        [entry for entry in ranked if entry[1] in BASELINES],
+        [entry for entry in ranked if "side by side" not in entry[1]],
+    )
+    longest = max(map(len, kinds))
+    chosen = [kind[i] for i in range(longest) for kind in kinds if i < len(kind)]
     seen: set[int] = set()
     for _, name, plan in chosen:
         if id(plan) in seen:
