@@ -450,7 +450,7 @@ def _plan_json(plan: Assignment) -> dict[str, Any]:
         "priority": list(plan.priority),
         "order": plan.order,
         "switching": plan.switching,
-        "co_resident": list(plan.co_resident),
+        "co_resident": list(plan.co_resident) if any(plan.co_resident) else [],
         "stage": list(plan.stage) if plan.stage is not None else None,
         "groups_in_flight": plan.groups_in_flight,
     }
