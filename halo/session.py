@@ -36,12 +36,12 @@ from runtime.backends.create import EngineOptions, create_backend, default_model
 from runtime.clock import new_event_loop, wall_s
 from runtime.errors import BackendError
 from runtime.executor import Progress
-from runtime.placement import Replan
 from runtime.run import Finished, RunHandle, RunInputs
 from runtime.sql_session import SqlSession
 from runtime.tools import ToolSpec
 
 if TYPE_CHECKING:
+    from planner.schedule.adapt import Replanner
     from planner.schedule.assign import ScheduledPlan
 
 Batch: TypeAlias = "Sequence[tuple[Flow, Any]]"
@@ -261,11 +261,13 @@ class Session:
             resume=resume,
             sql=sql,
             manifest={"config": self._manifest_config(), **(asked or {})},
-            replan=self._replanner(prepared),
+            replan=(replan := self._replanner(prepared)),
         )
         handle = RunHandle(inputs)
         say = announce or logging.getLogger("halo").info
         finished = self._wait(self._run(handle, prepared, say), handle, on_progress)
+        for note in replan.notes if replan is not None else ():
+            say(note)
         return RunResult(
             outcomes=finished.outcomes,
             plan=prepared.plan,
@@ -326,7 +328,7 @@ class Session:
         announce(given_up)
         return plan
 
-    def _replanner(self, prepared: Prepared) -> Replan | None:
+    def _replanner(self, prepared: Prepared) -> Replanner | None:
         if prepared.scheduled is None:
             return None
         from planner.schedule.adapt import Replanner

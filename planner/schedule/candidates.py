@@ -60,7 +60,9 @@ def _variants(
     priority: list[float],
     seen: set[tuple[tuple[int, ...], bool]],
 ) -> Iterator[tuple[str, Assignment]]:
-    plan = Assignment(placement, priority)
+    # KV cache moves where there is a link and the simulator finds it cheaper than computing.
+    migrate = problem.machine.link is not None
+    plan = Assignment(placement, priority, migrate=migrate)
     flags = co_resident(problem, plan)
     several = len(problem.models) > 1
     if any(flags):
@@ -72,8 +74,11 @@ def _variants(
             by_model = ORDERS["by-model"](problem)
             yield (
                 f"{name}, switching by priority",
-                Assignment(
-                    placement, by_model, switching="priority", co_resident=[False] * len(flags)
+                replace(
+                    plan,
+                    priority=by_model,
+                    switching="priority",
+                    co_resident=[False] * len(flags),
                 ),
             )
 

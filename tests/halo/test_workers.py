@@ -1,4 +1,4 @@
-"""Several engines for one batch: rows are split, answers stay the same, a lost engine is replaced."""
+"""Several engines for one batch: rows are split, answers stay, a lost engine is replaced."""
 
 from __future__ import annotations
 
