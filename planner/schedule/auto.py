@@ -103,7 +103,9 @@ def _auto(search: Search, seed: int, max_steps: int | None) -> None:
     one_s = search.now() - began
     screen = Search(proxy, search.now, allow_waiting=search.allow_waiting)
     left_s = search.until_s - search.now()
-    explore_s = max(left_s - CONFIRMED / 2 * one_s, left_s * 0.4) if left_s < float("inf") else left_s
+    explore_s = (
+        max(left_s - CONFIRMED / 2 * one_s, left_s * 0.4) if left_s < float("inf") else left_s
+    )
     _explore(screen, search.now() + explore_s, seed, max_steps)
     ranked = sorted(screen.pool, key=lambda entry: entry[0])
     if screen.best is not None:
