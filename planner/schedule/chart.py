@@ -8,7 +8,7 @@ from costmodel.simulator.assignment import Assignment
 from costmodel.simulator.engine import Simulator
 from costmodel.simulator.result import Simulation, Span
 from costmodel.simulator.timer import StepTimer
-from planner.physical import PhysicalPlan, Worker
+from planner.physical import PhysicalPlan, Worker, worker_at
 from planner.schedule.from_plan import PlannedWorkload, machine_for, planned_workload
 from planner.schedule.gantt import Chart
 from planner.stats import CountTokens, PlanStats
@@ -60,7 +60,7 @@ def assignment_of(
             rows = workload.group_rows[g]
             name = home
             if runs is not None:
-                name = _at(runs, at + rows // 2)
+                name = worker_at(runs, at + rows // 2)
             worker.append(position_of[name] if name is not None else -1)
             row = at
             priority.append(float(row // block * stride * block + rank * block + row % block))
@@ -109,12 +109,3 @@ def run_chart(
             )
         )
     return Chart("actual (recorded)", spans)
-
-
-def _at(runs: tuple[tuple[str, int], ...], position: int) -> str:
-    reached = 0
-    for name, rows in runs:
-        reached += rows
-        if position < reached:
-            return name
-    return runs[-1][0]
