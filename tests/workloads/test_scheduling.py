@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +36,7 @@ from workloads.gpu.schedule_reality import (
     workload_of,
 )
 from workloads.schedule_instances import small_instance
+from workloads.schedule_report import page
 from workloads.shapes import SHAPES, trading
 
 
@@ -236,3 +239,27 @@ def test_a_failing_call_ends_the_measurement() -> None:
 
     with pytest.raises(ConnectionError, match="gone"):
         asyncio.run(main())
+
+
+def test_results_become_a_page_with_a_picture(tmp_path: Path) -> None:
+    curve = [
+        {"budget_s": 0.1, "planning_s": 0.1, "makespan_s": 12.0, "over_best": 1.2},
+        {"budget_s": 1.0, "planning_s": 1.0, "makespan_s": 10.0, "over_best": 1.0},
+    ]
+    (tmp_path / "a.json").write_text(
+        json.dumps({"workload": "schedule-anytime", "curves": {"W1 <1>": curve}})
+    )
+    runs = [
+        {"workload": "W1", "scheduler": "auto", "predicted_s": 1.0, "measured_s": 1.1},
+        {"workload": "W1", "scheduler": "greedy", "predicted_s": 2.0, "measured_s": 2.0},
+    ]
+    (tmp_path / "b.json").write_text(json.dumps(evaluate({"runs": runs})))
+    output = tmp_path / "page.md"
+    text = page([tmp_path / "a.json", tmp_path / "b.json"], output)
+    assert "| W1 <1> | 1 | 1.0 | 10.0 | 1.000 |" in text
+    assert "Rank correlation" in text and "| W1 | auto | 1.0 | 1.1 |" in text
+    svg = (tmp_path / "page-anytime.svg").read_text()
+    assert svg.startswith("<svg") and "W1 &lt;1&gt;" in svg
+    (tmp_path / "c.json").write_text("{}")
+    with pytest.raises(SystemExit, match="no result of the scheduler"):
+        page([tmp_path / "c.json"], output)
