@@ -82,6 +82,13 @@ class PhysicalPlan:
         name = self.placements.get(op.fingerprint)
         return next((w for w in self.workers if w.name == name), None)
 
+    def rows_by_worker(self, op: Op) -> dict[str, int]:
+        """Rows of an operator by worker name, when they are split; else empty."""
+        rows: dict[str, int] = {}
+        for name, n in self.shares.get(op.fingerprint, ()):
+            rows[name] = rows.get(name, 0) + n
+        return rows
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads. Input order is written as the number of rows."""
         from planner.serialize import to_json

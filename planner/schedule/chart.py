@@ -8,6 +8,7 @@ from costmodel.simulator.assignment import Assignment
 from costmodel.simulator.engine import Simulator
 from costmodel.simulator.result import Simulation, Span
 from costmodel.simulator.timer import StepTimer
+from planner.logical import ModelOp
 from planner.physical import PhysicalPlan, Worker, worker_at
 from planner.schedule.from_plan import PlannedWorkload, machine_for, planned_workload
 from planner.schedule.gantt import Chart
@@ -27,10 +28,9 @@ def simulate_plan(
     for op in physical.logical.walk_all():
         names = [physical.placements.get(op.fingerprint, "")]
         names += [name for name, _ in physical.shares.get(op.fingerprint, ())]
-        model = getattr(op, "model", None)
         for worker in physical.workers:
-            if model is not None and worker.name in names:
-                of_model = models.setdefault(model, [])
+            if isinstance(op, ModelOp) and worker.name in names:
+                of_model = models.setdefault(op.model, [])
                 if worker not in of_model:
                     of_model.append(worker)
     machine = machine_for(models, timers)
@@ -86,13 +86,18 @@ def run_chart(
     """What a run recorded. `calls`: (operator fingerprint, kind, start, end, prompt tokens, cached
     tokens). The journal does not say which of several workers a call went to; calls of operators
     that are split are drawn on a line for all of their workers."""
+    models = {
+        op.fingerprint: op.model or "the default model"
+        for op in physical.logical.walk_all()
+        if isinstance(op, ModelOp)
+    }
     labels = {op.fingerprint: op.label or op.kind for op in physical.logical.walk_all()}
     spans: list[Span] = []
     for fingerprint, kind, start_s, end_s, prompt, cached in calls:
         place = physical.placements.get(fingerprint) or kind
         runs = physical.shares.get(fingerprint)
         if runs is not None:
-            place = " + ".join(dict.fromkeys(name for name, _ in runs))
+            place = f"{len({name for name, _ in runs})} workers of {models[fingerprint]}"
         label = labels.get(fingerprint, fingerprint[:8])
         what = "calls" if fingerprint in physical.placements else "tool"
         spans.append(

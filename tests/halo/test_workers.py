@@ -108,6 +108,10 @@ def test_the_schedule_is_explained_as_a_chart(tmp_path: Path) -> None:
         text = session.explain_prepared(prepared, format="gantt")
         page = session.explain_prepared(prepared, format="gantt-html")
         session.run_prepared(prepared, out=tmp_path / "run")
+        plan_text = session.explain_prepared(prepared)
+        as_json = json.loads(session.explain_prepared(prepared, format="json"))
+    assert "on simulated:simulated " in plan_text and " rows, simulated:simulated#2 " in plan_text
+    assert "rows_by_worker" in json.dumps(as_json)
     assert text.startswith("estimate (simulated): ")
     assert "simulated:simulated#2 |" in text and "a facts" in text
     assert page.startswith("<!doctype html>") and "<svg" in page
