@@ -48,7 +48,7 @@ now = time.perf_counter
 
 
 def gap(
-    instances: int = 60, limit_s: float = 60.0, steps: int = 600, threads: int = 8
+    instances: int = 60, limit_s: float = 60.0, steps: int = 300, threads: int = 8
 ) -> dict[str, Any]:
     """The scheduler's makespan over the optimum's. The scheduler's effort is a number of search
     steps, so it does not depend on the machine. Instances whose optimum the solver could not prove
@@ -341,7 +341,7 @@ def main() -> None:
     parser.add_argument("--instances", type=int, default=60, help="schedule-gap")
     parser.add_argument("--limit-s", type=float, default=60.0, help="schedule-gap: solver")
     parser.add_argument("--threads", type=int, default=8, help="schedule-gap: solver")
-    parser.add_argument("--steps", type=int, default=600, help="schedule-gap: search steps")
+    parser.add_argument("--steps", type=int, default=300, help="schedule-gap: search steps")
     parser.add_argument("--queries", type=int, nargs="+", help="schedule-shapes")
     parser.add_argument("--gpus", type=int, nargs="+", help="schedule-shapes")
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), help="schedule-shapes")
