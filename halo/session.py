@@ -168,7 +168,7 @@ class Session:
         if not self.config.prefix_order:
             in_order = {name: tuple(range(len(order))) for name, order in plan.row_order.items()}
             plan = replace(plan, row_order=in_order)
-        scheduled = self._schedule(plan, stats, workers)
+        scheduled = self._schedule(plan, stats, workers, tools)
         if scheduled is not None:
             plan = scheduled.physical
         bound = tuple(q.traced.plan for q in queries)
@@ -197,13 +197,18 @@ class Session:
         return self._lessons
 
     def _schedule(
-        self, plan: PhysicalPlan, stats: PlanStats, workers: Mapping[str, Sequence[Worker]]
+        self,
+        plan: PhysicalPlan,
+        stats: PlanStats,
+        workers: Mapping[str, Sequence[Worker]],
+        tools: Mapping[str, ToolSpec],
     ) -> ScheduledPlan | None:
         """The rows split over workers, where a model has several; None where it has not."""
         if not any(len(those) > 1 for those in workers.values()):
             return None
         from halo.profiles import calibrated_timers
         from planner.schedule.assign import schedule_plan
+        from planner.schedule.objective import Goal, Objective
 
         each = [worker for those in workers.values() for worker in those]
         return schedule_plan(
@@ -216,7 +221,9 @@ class Session:
             budget_s=self.config.planning_s,
             seed=self.config.seed,
             max_steps=PLANNING_STEPS,
+            objective=Objective(cast("Goal", self.config.objective)),
             timers=calibrated_timers(each, self.config.models_dir),
+            tool_limits={name: spec.max_concurrency for name, spec in tools.items()},
         )
 
     def learn(self, prepared: Prepared, n_rows: int, announce: Announce | None = None) -> Prepared:

@@ -59,9 +59,9 @@ def shapes(result: dict[str, Any], _: Path) -> list[str]:
     lines = [
         "## W1 to W6 against each baseline (simulated)",
         "",
-        f"Hardware: {result['hardware']}. {result['pairs']} pairs of workload and scale. Makespan "
-        "of the baseline over the scheduler's, geometric mean; the second row gives baselines models "
-        "side by side, where they fit.",
+        f"Hardware: {result['hardware']}. {result['pairs']} pairs of workload and scale. "
+        "Makespan of the baseline over the scheduler's, geometric mean; the second row gives "
+        "baselines models side by side, where they fit.",
         "",
         "| | " + " | ".join(baselines) + " |",
         "|---|" + "---|" * len(baselines),
@@ -139,8 +139,8 @@ def simulator(result: dict[str, Any], _: Path) -> list[str]:
         "## The simulator's own speed (measured)",
         "",
         f"{result['calls']:,} calls of 10,000 queries on 8 workers, each row by itself, lengths "
-        f"that differ: {result['wall_s']} s ({result['events']:,} events). The same in 64 row groups: "
-        f"{result['grouped_wall_s']} s, a makespan of {result['grouped_over_rows']} of it.",
+        f"that differ: {result['wall_s']} s ({result['events']:,} events). The same in 64 row "
+        f"groups: {result['grouped_wall_s']} s, a makespan of {result['grouped_over_rows']} of it.",
     ]
 
 

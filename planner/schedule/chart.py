@@ -33,8 +33,8 @@ def simulate_plan(
                 of_model = models.setdefault(op.model, [])
                 if worker not in of_model:
                     of_model.append(worker)
-    machine = machine_for(models, timers)
     planned = planned_workload(physical.logical, stats, count_tokens, n_groups=CHART_GROUPS)
+    machine = machine_for(planned.workload, models, timers)
     plan = assignment_of(physical, planned, [spec.name for spec in machine.workers])
     simulator = Simulator(planned.workload, machine, chunks_per_event=8)
     return simulator.run(plan, timeline=True), planned

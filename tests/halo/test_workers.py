@@ -129,3 +129,28 @@ def test_the_plan_of_a_run_with_workers_is_kept(tmp_path: Path) -> None:
     kept = json.loads((tmp_path / "run" / "plan.json").read_text())
     plan = kept.get("plan", kept)
     assert "shares" in json.dumps(plan)
+
+
+def test_objectives_are_known_names() -> None:
+    assert values(run(("simulated",) * 2, objective="mean_latency")) == values(run())
+    with (
+        halo.Session(engine="simulated", workers=("simulated",) * 2, objective="luck") as session,
+        pytest.raises(PlanError, match="no objective 'luck'"),
+    ):
+        session.prepare(debate, ROWS)
+
+
+def test_a_run_whose_answers_are_not_as_long_as_expected_says_so() -> None:
+    """Half of `max_tokens` is expected; the simulated engine answers in a tenth."""
+
+    @halo.workflow
+    def long(question: str) -> str:
+        first = lm.gen(f"Write at length about: {question}", max_tokens=480, name="essay")
+        return lm.gen(f"Shorten: {first}", max_tokens=32, name="short")
+
+    said: list[str] = []
+    many = [{"question": f"What of {i}?"} for i in range(700)]
+    with halo.Session(engine="simulated", workers=("simulated",) * 2, max_in_flight=8) as session:
+        result = session.run(long, many, announce=said.append)
+    assert len(list(result)) == 700
+    assert any("essay: answer tokens 240 expected" in text for text in said)
