@@ -7,7 +7,7 @@ MODEL ?=
 DEMO_OUT ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-torch demo test test-live check bench golden clean
+.PHONY: help setup setup-torch demo test test-live check bench bench-schedule golden clean
 
 help:
 	@echo "make demo [MODEL=smollm2-135m-instruct]   two workflows, one merged batch, real documents"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-live                            tests with real models (downloads them)"
 	@echo "make check                                format, lint, types, import contracts"
 	@echo "make bench                                benchmarks, JSON out"
+	@echo "make bench-schedule                       the scheduler's figures and their page (an hour)"
 	@echo "make golden                               rewrite golden files"
 
 $(VENV)/.installed: pyproject.toml
@@ -52,6 +53,13 @@ check: setup-torch
 
 bench: setup
 	$(BIN)/halo-bench overhead merge planner
+
+bench-schedule: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[oracle]'
+	for name in simulator schedule-planning schedule-anytime schedule-shapes schedule-gap; do \
+		$(BIN)/python -m workloads.schedule_bench $$name --out docs/benchmarks/scheduler-$${name#schedule-}.json > /dev/null || exit 1; \
+	done
+	$(BIN)/python -m workloads.schedule_report docs/benchmarks/scheduler-*.json -o docs/benchmarks/scheduler.md
 
 golden: setup
 	$(BIN)/python -m pytest -q --golden
