@@ -129,6 +129,9 @@ def answer_kind(call: CallAt, failed: bool) -> AnswerKind:
     return "expected empty" if name_words(call.name) & _VOID_WORDS else "empty"
 
 
+_LONGEST_CODE = 20_000
+
+
 def ends_in_bare_expression(code: str) -> bool:
     """Whether Python code computes something last and prints nothing of it.
 
@@ -136,6 +139,8 @@ def ends_in_bare_expression(code: str) -> bool:
         >>> ends_in_bare_expression("x = 2\\nx * 3"), ends_in_bare_expression("print(6)")
         (True, False)
     """
+    if len(code) > _LONGEST_CODE:
+        return False
     try:
         body = ast.parse(code).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):

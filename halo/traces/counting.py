@@ -40,7 +40,8 @@ def load_tokenizer(path: Path) -> Counter:
         from tokenizers import Tokenizer  # pyright: ignore
     except ImportError:
         raise InputError(
-            "counting with a tokenizer needs the package `tokenizers`: pip install tokenizers"
+            "counting with a tokenizer needs the package `tokenizers`: "
+            "pip install 'halo-flow[tokenizers]'"
         ) from None
     try:
         tokenizer = Tokenizer.from_file(str(file))  # pyright: ignore
