@@ -49,7 +49,7 @@ _FINAL = _set("submit finish final answer done exit respond")
 _POLLING = _set("wait poll status sleep progress")
 _VOID_WORDS = _set(
     "write edit create delete remove save set update send put move copy mkdir close insert add "
-    "cancel"
+    "cancel replace patch apply commit append rename"
 )
 _VOID_COMMAND = re.compile(
     r"^\s*(?:cd|mkdir|touch|rm|mv|cp|export|source|chmod|chown|ln|set|alias|git (?:add|checkout|"
@@ -94,6 +94,20 @@ def is_final(name: str) -> bool:
 def is_polling(name: str) -> bool:
     """Whether asking the same thing again is what the tool is for."""
     return bool(name_words(name) & _POLLING)
+
+
+def is_action(call: CallAt) -> bool:
+    """Whether a call changes something rather than asking: what follows depends on its effect, and
+    not on its answer."""
+    family = family_of(call.name)
+    if family == "shell":
+        return bool(_VOID_COMMAND.search(code_of(call)))
+    arguments = call.call.arguments
+    if isinstance(arguments, dict):
+        command = cast("dict[str, Any]", arguments).get("command")
+        if isinstance(command, str):  # an editor with several commands
+            return bool(name_words(command[:80]) & _VOID_WORDS)
+    return bool(name_words(call.name) & _VOID_WORDS)
 
 
 def code_of(call: CallAt) -> str:

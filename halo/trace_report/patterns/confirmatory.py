@@ -22,7 +22,7 @@ _MARKED = (
     re.compile(
         r"\bfinal answer(?: is)? ?[:=]? ?\*{0,2}([^\n*]{1,200}?)\*{0,2}(?:\.\s|\.?$|\n)", re.I
     ),
-    re.compile(r"(?:^|\n)\*{0,2}answer\*{0,2} ?:\*{0,2}([^\n]{1,200})", re.IGNORECASE),
+    re.compile(r"(?:^|\n|[.!?] )\*{0,2}answer\*{0,2} ?:\*{0,2}([^\n]{1,200})", re.IGNORECASE),
     re.compile(
         r"\bthe answer is ?:? ?\*{0,2}([^\n*]{1,200}?)\*{0,2}(?:\.\s|\.?$|\n|,)", re.IGNORECASE
     ),
@@ -108,7 +108,7 @@ def final_answer(view: View) -> _Answer | None:
                 candidates += [str(value) for value in arguments.values()][:1]  # pyright: ignore
     candidates += [trace.answer, trace.expected if trace.expected in last else ""]
     for candidate in candidates:
-        answer = _answer(candidate.strip().strip("`'\"$ ").rstrip("."))
+        answer = _answer(candidate.strip().strip("`'\"$* ").rstrip("."))
         if answer is not None:
             return answer
     return None

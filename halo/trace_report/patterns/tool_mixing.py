@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from halo.trace_report.finding import Finding, Thresholds, Verdict, quote
-from halo.trace_report.tool_families import family_of, is_final
+from halo.trace_report.tool_families import family_of, is_action, is_final
 from halo.trace_report.view import ANSWER, OUTPUT, CallAt, View
 from halo.trace_report.words import is_telling
 
@@ -12,8 +12,8 @@ _FEWEST = 2
 
 
 def find(view: View, thresholds: Thresholds) -> Verdict:
-    """Counts alternations A, B, A between families in which the second A uses nothing that B gave;
-    fires at two."""
+    """Counts alternations A, B, A between families in which B only asked, and the second A uses
+    nothing that B gave; fires at two."""
     calls = [each for each in view.calls if not is_final(each.name)]
     families = [family_of(each.name) for each in calls]
     paper = len(set(families)) > 1
@@ -36,6 +36,8 @@ def find(view: View, thresholds: Thresholds) -> Verdict:
             continue
         back = calls[second[0]]
         given = calls[middle[0] : middle[1]]
+        if any(is_action(each) for each in given):
+            continue  # its effect may be what the second A needs
         if _uses(view, back, given, gave[families[middle[0]]]):
             continue
         wasted = given[-1]
