@@ -2,10 +2,14 @@
 
 HaloError
 ├── WorkflowError            a workflow is wrong: DSL, YAML (file, line, field), missing column
-├── InputError               rows cannot be read (file, line)
+├── SqlError                 a SQL statement is wrong or failed (.code, .line, .column)
+│   └── SqlRefusedError      it asks for what policy refuses: a file, a kind of statement
+├── InputError               rows or traces cannot be read (file, line)
+│   └── TraceFormatError     a file is in no known trace format (.tried: what, and why not)
 ├── PlanError                a plan cannot mean anything: cycle, duplicate name, bad bound
 ├── InvariantError           a defect in Halo: a plan broke a promise, naming the stage
 ├── ProfileError             a hardware, model or link profile is wrong
+│   └── CalibrationError     a calibration is refused: it predicts badly, or has too few samples
 ├── SimulationError          a plan cannot be simulated: no room for a model, a circular order
 ├── BackendError             an engine could not answer (.backend, .retryable)
 │   ├── ContextOverflowError prompt and answer exceed the model's context (both numbers)
@@ -24,7 +28,8 @@ HaloError
 
 from __future__ import annotations
 
-from costmodel.errors import HaloError, ProfileError, SimulationError
+from costmodel.errors import CalibrationError, HaloError, ProfileError, SimulationError
+from halo.sql.errors import SqlError, SqlRefusedError
 from planner.errors import InvariantError, PlanError
 from runtime.errors import (
     BackendError,
@@ -54,9 +59,25 @@ class InputError(HaloError):
     """Rows cannot be read: the file, the line, and what was expected."""
 
 
+class TraceFormatError(InputError):
+    """A file is in no trace format that Halo reads.
+
+    Attributes:
+        tried: (format, first mismatch) of every reader.
+    """
+
+    def __init__(self, path: str, tried: list[tuple[str, str]]) -> None:
+        self.tried = tried
+        lines = "\n".join(f"  {name}: {mismatch}" for name, mismatch in tried)
+        super().__init__(
+            f"{path}: no reader knows this format; tried, with the first mismatch:\n{lines}"
+        )
+
+
 __all__ = [
     "BackendError",
     "BudgetError",
+    "CalibrationError",
     "ConfigError",
     "ContextOverflowError",
     "HaloError",
@@ -71,8 +92,11 @@ __all__ = [
     "RunDirectoryError",
     "RunLockedError",
     "SimulationError",
+    "SqlError",
+    "SqlRefusedError",
     "ToolError",
     "ToolTimeoutError",
+    "TraceFormatError",
     "ValueTypeError",
     "WorkflowError",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 from costmodel.pte import Mode
 from costmodel.pte_exact import ExactTerms
 from costmodel.pte_profiles import PeakKind, Pricing
-from halo.errors import InputError
+from halo.errors import InputError, TraceFormatError
 from halo.trace_report.analyze import Analyzer
 from halo.trace_report.document import document
 from halo.trace_report.finding import Thresholds
@@ -21,7 +21,6 @@ from halo.trace_report.rates_book import RatesBook
 from halo.trace_report.tally import Tally
 from halo.trace_report.what_if import Scenarios
 from halo.traces.counting import BYTES, load_tokenizer
-from halo.traces.errors import TraceFormatError
 from halo.traces.read import Piece, read_piece, split
 from halo.traces.record import Problem, Problems
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from halo.errors import InputError
+from halo.errors import InputError, TraceFormatError
 from halo.traces.counting import fill_tokens, priced_turns
-from halo.traces.errors import TraceFormatError
 from halo.traces.read import READERS, find_files, read_piece, read_traces, recognise, split
 from halo.traces.record import Problems, Trace
 

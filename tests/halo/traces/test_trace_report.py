@@ -293,6 +293,22 @@ def test_halo_pte() -> None:
     assert unknown.measured is None and unknown.value == pytest.approx(unknown.full)
 
 
+def test_a_model_by_its_configuration(tmp_path: Path) -> None:
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096,
+        "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16", "max_position_embeddings": 131072,
+    }  # fmt: skip
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config))
+    known = halo.pte(talk(), model="llama-3.1-8b").value
+    for path in (file, tmp_path):
+        assert halo.pte(talk(), model=path).value == pytest.approx(known, rel=1e-6)
+    file.write_text(json.dumps({**config, "num_key_value_heads": 32}))
+    assert halo.pte(talk(), model=file).gamma == pytest.approx(0.00938, rel=0.05)
+
+
 def test_halo_pte_takes_anthropic_messages_too() -> None:
     line = (SAMPLES / "anthropic_conversations.jsonl").read_text("utf-8")
     cost = halo.pte(json.loads(line), model="llama-3.1-8b")
