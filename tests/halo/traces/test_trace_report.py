@@ -279,6 +279,25 @@ def test_carry_agrees_with_the_cost_model() -> None:
     )
 
 
+def test_thinking_that_the_server_drops_is_no_cache_loss() -> None:
+    fields = talk(tokens=3000, cached=2048)
+    fields["usage"][0]["completion_tokens"] = 4000
+    fields["usage"][0]["completion_tokens_details"] = {"reasoning_tokens": 3900}
+    view = view_of(fields)
+    assert view.turns[0].dropped_tokens == 3900
+    assert view.costs[1].lost_tokens == 2100 - 2048
+
+
+def test_reported_counts_after_estimated_ones_go_to_the_new_messages() -> None:
+    fields = talk(tokens=900)
+    fields["usage"][0] = {}
+    view = view_of(fields)
+    answer = view.trace.turns[1].inputs[0]
+    assert answer.tokens == pytest.approx(
+        3000 - view.turns[0].context_tokens - view.turns[0].decode_tokens
+    )
+
+
 # --- from Python ---------------------------------------------------------------------------------
 
 
