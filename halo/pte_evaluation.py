@@ -178,6 +178,7 @@ def _level(pool: str, raw: dict[str, Any]) -> Level:
             meta = call["meta"]
             latency = float(meta.get("e2e_latency") or (call["done_s"] - call["sent_s"]))
             queued = float(meta.get("queue_time") or 0.0)
+            queued = queued if 0 <= queued < latency else 0.0
             context = int(meta.get("prompt_tokens") or call["context_tokens"])
             calls.append(
                 Call(
