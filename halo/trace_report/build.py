@@ -82,22 +82,24 @@ def build_report(
     """The report of `files` as a JSON-able object (docs/pte.md lists its entries). `take_rows`
     gets a line of every trace as it is analysed, in the order of files and lines.
 
-    Files of an unknown format are problems as long as another file can be read. Raises
-    `InputError` when none has a trace, `ProfileError` for an unknown model or device.
+    Files that cannot be read, or are of an unknown format, are problems as long as another can be.
+    Raises `InputError` when none has a trace, `ProfileError` for an unknown model or device.
     """
     analyzer = options.analyzer()
     problems = Problems()
     pieces: list[Piece] = []
-    unknown: list[TraceFormatError] = []
+    unusable: list[InputError] = []
     for path in files:
         try:
             pieces += split(path, CHUNK_BYTES)
-        except TraceFormatError as error:
-            unknown.append(error)
-            problems.add(str(path), "unknown format: " + str(error).split("\n", 1)[0])
+        except InputError as error:
+            unusable.append(error)
+            is_unknown = isinstance(error, TraceFormatError)
+            text = "no reader knows this format" if is_unknown else str(error)
+            problems.add(str(path), text)
     if not pieces:
-        if unknown:
-            raise unknown[0]
+        if unusable:
+            raise unusable[0]
         raise InputError("no trace files are given")
     whole = Tally(keep=options.top, with_texts=options.with_texts)
     stand_ins: dict[str, str] = {}

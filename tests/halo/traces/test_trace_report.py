@@ -171,9 +171,32 @@ def test_unknown_files_among_known_ones_are_problems(
     other = tmp_path / "notes.txt"
     other.write_text("hello")
     code, out, _ = run_cli("trace", "report", SAMPLES / "swe.traj", other)
-    assert code == 0 and "unknown format" in out
+    assert code == 0 and "no reader knows this format" in out
     code, _, err = run_cli("trace", "report", other)
     assert code == 1 and "tried, with the first mismatch" in err
+
+
+def test_a_trace_does_not_choose_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("config.json").write_text("{}")
+    Path("folder").mkdir()
+    book = RatesBook(ReportOptions().pricing)
+    for name in ("config.json", "folder", "../x/config.json", ".", "h200.toml", ""):
+        assert book.rates(name).model == "llama-3.1-70b"
+        assert book.stand_ins[name or "(no model named)"] == "llama-3.1-70b"
+    assert book.rates("meta-llama/Llama-3.1-70B-Instruct").model == "llama-3.1-70b"
+    assert book.rates("openrouter/qwen/qwen3-32b:free").model == "qwen3-32b"
+    assert len(book.stand_ins) == 6
+    given = RatesBook(ReportOptions().pricing, "openrouter/qwen/qwen3-32b:free")
+    assert given.rates("llama-3.1-8b").model == "qwen3-32b"
+
+
+def test_calls_of_another_model_are_noted(tmp_path: Path) -> None:
+    fields = talk()
+    fields["messages"][1]["model"] = "qwen3-8b"
+    fields["messages"][1]["usage"] = fields.pop("usage")[0]
+    report = build_report([write(tmp_path / "x.jsonl", [fields])], ReportOptions())
+    assert any("qwen3-8b are priced as llama-3.1-8b" in note for note in report["notes"])
 
 
 def test_help_names_the_options(run_cli: Callable[..., tuple[int, str, str]]) -> None:
