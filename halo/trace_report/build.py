@@ -6,6 +6,7 @@ import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from costmodel.pte import Mode
 from costmodel.pte_exact import ExactTerms
 from costmodel.pte_profiles import PeakKind, Pricing
-from halo.errors import InputError, TraceFormatError
+from halo.errors import HaloError, InputError, RunDirectoryError, TraceFormatError
 from halo.trace_report.analyze import Analyzer
 from halo.trace_report.document import document
 from halo.trace_report.finding import Thresholds
@@ -148,7 +149,13 @@ def _results(
                 continue
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
-                ready[running.pop(future)] = future.result()
+                try:
+                    ready[running.pop(future)] = future.result()
+                except BrokenProcessPool:
+                    raise HaloError(
+                        "a process that reads traces was killed, perhaps for want of memory; "
+                        "--jobs 1 needs the least"
+                    ) from None
 
 
 def _bytes_of(piece: Piece) -> int:
@@ -161,8 +168,11 @@ def analyze_piece(piece: Piece, options: ReportOptions, analyzer: Analyzer) -> d
     """The tally of a piece, its problems, and the models that got a stand-in, as plain values."""
     problems = Problems()
     tally = Tally(keep=options.top, with_texts=options.with_texts)
-    for trace in read_piece(piece, problems):
-        tally.add(analyzer.analyze(trace))
+    try:
+        for trace in read_piece(piece, problems):
+            tally.add(analyzer.analyze(trace))
+    except (OSError, RunDirectoryError) as error:  # what was read before counts
+        problems.add(str(piece.path), f"cannot read on: {error}")
     return {
         "tally": tally.to_json(),
         "problems": {

@@ -199,6 +199,16 @@ def test_calls_of_another_model_are_noted(tmp_path: Path) -> None:
     assert any("qwen3-8b are priced as llama-3.1-8b" in note for note in report["notes"])
 
 
+def test_a_broken_journal_among_files_is_a_problem(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "events.sqlite").write_bytes(b"not a database at all, but long enough" * 50)
+    report = build_report([run, SAMPLES / "swe.traj"], ReportOptions())
+    assert report["counts"]["traces"] == 1
+    assert report["problems"]["count"] == 1
+    assert "events.sqlite" in report["problems"]["first"][0]["text"]
+
+
 def test_help_names_the_options(run_cli: Callable[..., tuple[int, str, str]]) -> None:
     code, out, _ = run_cli("trace", "report", "--help")
     assert code == 0
