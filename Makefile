@@ -7,7 +7,7 @@ MODEL ?=
 DEMO_OUT ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-torch demo test test-live check bench golden clean
+.PHONY: help setup setup-torch demo test test-live check bench bench-engines golden clean
 
 help:
 	@echo "make demo [MODEL=smollm2-135m-instruct]   two workflows, one merged batch, real documents"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-live                            tests with real models (downloads them)"
 	@echo "make check                                format, lint, types, import contracts"
 	@echo "make bench                                benchmarks, JSON out"
+	@echo "make bench-engines                        the torch engine beside other engines"
 	@echo "make golden                               rewrite golden files"
 
 $(VENV)/.installed: pyproject.toml
@@ -52,6 +53,11 @@ check: setup-torch
 
 bench: setup
 	$(BIN)/halo-bench overhead merge
+
+# The torch engine beside OpenVINO and transformers; PYTHONS names environments with other engines,
+# such as PYTHONS="--python vllm=/opt/vllm/bin/python".
+bench-engines: setup-torch
+	$(BIN)/python -m workloads.torch_bench $(PYTHONS)
 
 golden: setup
 	$(BIN)/python -m pytest -q --golden

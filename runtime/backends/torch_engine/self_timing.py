@@ -2,8 +2,8 @@
 
     python -m runtime.backends.torch_engine.self_timing CHECKPOINT [--threads N] [--precision P]
 
-Prints one JSON object. Times are of the wall clock; on a machine that does anything else they are
-of no use.
+Prints a JSON object a line. Times are of the wall clock, which is of no use on a machine that does
+anything else; `--cpu-time` takes this process's processor time instead, for one thread alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import random
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +30,35 @@ from runtime.backends.torch_engine.weights import SafetensorsSource, read_config
 REPEATS = 3
 
 
-def _prompt(rng: random.Random, model: Model, n: int) -> list[int]:
-    return [rng.randrange(model.shape.vocab_size) for _ in range(n)]
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What is measured, with prompts that repeat, and the clock that is read."""
+
+    model: Model
+    rng: random.Random
+    now_s: Callable[[], float]
+
+    def engine(
+        self, config: EngineConfig, steps: list[StepMetrics], model: Model | None = None
+    ) -> Engine:
+        return Engine(model or self.model, self.now_s, config, on_step=steps.append)
+
+    def prompt(self, n: int, model: Model | None = None) -> list[int]:
+        vocab_size = (model or self.model).shape.vocab_size
+        return [self.rng.randrange(vocab_size) for _ in range(n)]
 
 
-def _engine(model: Model, config: EngineConfig, steps: list[StepMetrics]) -> Engine:
-    return Engine(model, time.perf_counter, config, on_step=steps.append)
-
-
-def prepacking(model: Model, rng: random.Random) -> dict[str, Any]:
+def prepacking(bench: Bench) -> dict[str, Any]:
     """Prefill of 16 prompts of log-normal lengths, packed, against all padded to the longest."""
-    lengths = [max(8, min(512, round(rng.lognormvariate(5, 1)))) for _ in range(16)]
+    lengths = [max(8, min(512, round(bench.rng.lognormvariate(5, 1)))) for _ in range(16)]
 
     def prefill_s(sizes: list[int]) -> float:
         best = float("inf")
         for _ in range(REPEATS):
             steps: list[StepMetrics] = []
             config = EngineConfig(16_384, SchedulerConfig(max_step_tokens=16_384))
-            engine = _engine(model, config, steps)
-            engine.generate([GenerationRequest(_prompt(rng, model, n), 0) for n in sizes])
+            engine = bench.engine(config, steps)
+            engine.generate([GenerationRequest(bench.prompt(n), 0) for n in sizes])
             best = min(best, sum(s.step_s for s in steps))
         return best
 
@@ -65,21 +75,21 @@ def prepacking(model: Model, rng: random.Random) -> dict[str, Any]:
     }
 
 
-def mixed_steps(model: Model, rng: random.Random) -> dict[str, Any]:
+def mixed_steps(bench: Bench) -> dict[str, Any]:
     """Marginal time of 4 decodes on a 64-token chunk, (T(c, d) - T(c, 0)) / d, against a decode's
     share of a decode-only step (SARATHI's definitions)."""
 
     def step_s(n_decodes: int, *, chunk: bool) -> float:
         steps: list[StepMetrics] = []
         scheduler = SchedulerConfig(max_step_tokens=64 + n_decodes, chunk_tokens=64)
-        engine = _engine(model, EngineConfig(16_384, scheduler), steps)
+        engine = bench.engine(EngineConfig(16_384, scheduler), steps)
         running = [
-            engine.submit(GenerationRequest(_prompt(rng, model, 64), 200)) for _ in range(n_decodes)
+            engine.submit(GenerationRequest(bench.prompt(64), 200)) for _ in range(n_decodes)
         ]
         while any(not s.output for s in running):
             engine.step()
         if chunk:
-            engine.submit(GenerationRequest(_prompt(rng, model, 64 * 12), 1))
+            engine.submit(GenerationRequest(bench.prompt(64 * 12), 1))
         steps.clear()
         for _ in range(12):
             engine.step()
@@ -101,14 +111,14 @@ def mixed_steps(model: Model, rng: random.Random) -> dict[str, Any]:
     }
 
 
-def overhead(model: Model, rng: random.Random) -> dict[str, Any]:
+def overhead(bench: Bench) -> dict[str, Any]:
     """What of a decode step at batch 32 is no arithmetic: a step of a model with as many layers
     whose matrices are next to nothing, over a step of the model."""
 
     def step_s(of: Model) -> tuple[float, float]:
         steps: list[StepMetrics] = []
-        engine = _engine(of, EngineConfig(16_384), steps)
-        running = [engine.submit(GenerationRequest(_prompt(rng, of, 64), 60)) for _ in range(32)]
+        engine = bench.engine(EngineConfig(16_384), steps, of)
+        running = [engine.submit(GenerationRequest(bench.prompt(64, of), 60)) for _ in range(32)]
         while any(not s.output for s in running):
             engine.step()
         steps.clear()
@@ -118,8 +128,8 @@ def overhead(model: Model, rng: random.Random) -> dict[str, Any]:
         middle = by_time[len(by_time) // 4]
         return middle.step_s, middle.schedule_s
 
-    full_s, schedule_s = step_s(model)
-    empty_s, _ = step_s(_hollow(model))
+    full_s, schedule_s = step_s(bench.model)
+    empty_s, _ = step_s(_hollow(bench.model))
     return {
         "decode_step_s": full_s,
         "schedule_s": schedule_s,
@@ -129,16 +139,15 @@ def overhead(model: Model, rng: random.Random) -> dict[str, Any]:
     }
 
 
-def cascade(model: Model, rng: random.Random) -> dict[str, Any]:
+def cascade(bench: Bench) -> dict[str, Any]:
     """Decode steps of 32 requests that share 448 of 480 tokens, shared keys read once or not."""
 
     def step_s(*, on: bool) -> float:
         steps: list[StepMetrics] = []
-        engine = _engine(model, EngineConfig(32_768, cascade=on), steps)
-        stem = _prompt(rng, model, 448)
+        engine = bench.engine(EngineConfig(32_768, cascade=on), steps)
+        stem = bench.prompt(448)
         running = [
-            engine.submit(GenerationRequest([*stem, *_prompt(rng, model, 32)], 60))
-            for _ in range(32)
+            engine.submit(GenerationRequest([*stem, *bench.prompt(32)], 60)) for _ in range(32)
         ]
         while any(not s.output for s in running):
             engine.step()
@@ -151,12 +160,12 @@ def cascade(model: Model, rng: random.Random) -> dict[str, Any]:
     return {"with_s": with_s, "without_s": without_s, "speedup": without_s / with_s}
 
 
-def radix(model: Model, rng: random.Random) -> dict[str, Any]:
+def radix(bench: Bench) -> dict[str, Any]:
     """Prompt tokens computed, against the distinct prefix tokens of the prompts."""
     steps: list[StepMetrics] = []
-    engine = _engine(model, EngineConfig(16_384), steps)
-    stem = _prompt(rng, model, 256)
-    prompts = [[*stem[: 256 - 32 * (i % 4)], *_prompt(rng, model, 16)] for i in range(32)]
+    engine = bench.engine(EngineConfig(16_384), steps)
+    stem = bench.prompt(256)
+    prompts = [[*stem[: 256 - 32 * (i % 4)], *bench.prompt(16)] for i in range(32)]
     engine.generate([GenerationRequest(p, 1) for p in prompts])
     distinct = len({tuple(p[: i + 1]) for p in prompts for i in range(len(p))})
     return {
@@ -166,25 +175,25 @@ def radix(model: Model, rng: random.Random) -> dict[str, Any]:
     }
 
 
-def streaming(model: Model, rng: random.Random) -> dict[str, Any]:
+def streaming(bench: Bench) -> dict[str, Any]:
     """Time from the last of 8 pieces of 128 tokens to the first token: pieces prefilled as they
     come, against the whole prompt at the end (Stream2LLM; pieces come as fast as they prefill)."""
-    prompt = _prompt(rng, model, 1024)
+    prompt = bench.prompt(1024)
 
     def first_token_s(*, stream: bool) -> float:
-        engine = _engine(model, EngineConfig(16_384), [])
+        engine = bench.engine(EngineConfig(16_384), [])
         sequence = engine.submit(GenerationRequest([], 1), is_open=True)
         if stream:
             for end in range(128, 1024, 128):
                 engine.update_prompt(sequence, prompt[:end])
                 while engine.step() is not None:
                     pass
-        begin_s = time.perf_counter()
+        begin_s = bench.now_s()
         engine.update_prompt(sequence, prompt)
         engine.close_prompt(sequence)
         while sequence.result is None:
             engine.step()
-        return time.perf_counter() - begin_s
+        return bench.now_s() - begin_s
 
     stream_s = min(first_token_s(stream=True) for _ in range(REPEATS))
     wait_s = min(first_token_s(stream=False) for _ in range(REPEATS))
@@ -221,7 +230,7 @@ def _hollow(model: Model) -> Model:
     return Model(shape, _SmallWeights(shape), model.precision)
 
 
-MEASUREMENTS: tuple[Callable[[Model, random.Random], dict[str, Any]], ...] = (
+MEASUREMENTS: tuple[Callable[[Bench], dict[str, Any]], ...] = (
     radix,
     prepacking,
     mixed_steps,
@@ -236,14 +245,24 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", choices=PRECISIONS, default="float32")
+    parser.add_argument("--cpu-time", action="store_true")
     arguments = parser.parse_args()
+    if arguments.cpu_time and arguments.threads != 1:
+        parser.error("--cpu-time adds up the time of all threads: use it with one")
     torch.set_num_threads(arguments.threads)
     source = SafetensorsSource(arguments.checkpoint)
     model = Model(read_config(arguments.checkpoint), source, arguments.precision)
-    rng = random.Random(1)
-    _engine(model, EngineConfig(2_048), []).generate([GenerationRequest([1] * 64, 4)])
-    figures = {m.__name__: m(model, rng) for m in MEASUREMENTS}
-    print(json.dumps({"precision": model.precision, "threads": arguments.threads, **figures}))
+    now_s = time.process_time if arguments.cpu_time else time.perf_counter
+    bench = Bench(model, random.Random(1), now_s)
+    bench.engine(EngineConfig(2_048), []).generate([GenerationRequest([1] * 64, 4)])
+    head = {
+        "precision": model.precision,
+        "threads": arguments.threads,
+        "clock": now_s.__name__,
+    }
+    print(json.dumps(head), flush=True)
+    for measurement in MEASUREMENTS:
+        print(json.dumps({measurement.__name__: measurement(bench)}), flush=True)
 
 
 if __name__ == "__main__":
