@@ -275,9 +275,12 @@ class Scheduler:
         assert selection is not None
         keep = kept_tokens(len(sequence.prompt), selection.retain, selection.window)
         n = keep + sequence.request.max_tokens
-        if self.pool.free_slots + self.tree.evictable_tokens < n + len(self.decoding):
+        waiting_alone = not self.decoding and all(s.is_open for s in self.prefilling)
+        available = self.pool.free_slots + self.tree.evictable_tokens
+        if available < n + len(self.decoding) and not waiting_alone:
             return False
-        self._make_room(n, sequence, ())
+        if not self._make_room(n, sequence, self.prefilling if waiting_alone else ()):
+            return False
         self.waiting.remove(sequence)
         sequence.node = self.root
         slots = self.pool.take(n).tolist()
