@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from costmodel.batching import Batching
-from costmodel.errors import ProfileError
+from costmodel.errors import CalibrationError
 from costmodel.evidence import Evidence
 from costmodel.hardware import HardwareProfile
 
@@ -122,10 +122,6 @@ class Calibration:
                 f"held-out batches is {self.median_error:.1%}, above {largest_median:.0%}. Measure "
                 f"again on a quiet machine.\n{self.table()}"
             )
-
-
-class CalibrationError(ProfileError):
-    """A calibration is refused: its held-out error is too large, or it has too few samples."""
 
 
 def quantile(values: Sequence[float], share: float) -> float:

@@ -25,6 +25,10 @@ class ProfileError(HaloError):
         self.field = field
 
 
+class CalibrationError(ProfileError):
+    """A calibration is refused: its held-out error is too large, or it has too few samples."""
+
+
 class SimulationError(HaloError):
     """A plan cannot be simulated: a model without room on its worker, an order that waits for
     itself, a call larger than the KV cache."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 
@@ -12,17 +13,57 @@ def non_negative_least_squares(
     weights: Sequence[float],
     *,
     ridge: float = 1e-6,
-    sweeps: int = 3000,
-    tolerance: float = 1e-10,
 ) -> list[float]:
-    """x >= 0 that minimises sum w_i (rows_i x - targets_i)^2, by coordinate descent on the normal
-    equations of columns scaled to unit length. `ridge` keeps columns that repeat each other apart.
+    """x >= 0 that minimises sum w_i (rows_i x - targets_i)^2: the active-set method of Lawson and
+    Hanson (Solving Least Squares Problems, 1974, chapter 23) on the normal equations of columns
+    scaled to unit length. `ridge` keeps columns that repeat each other apart.
 
     Example:
         >>> x = non_negative_least_squares([[1, 0], [0, 1], [1, 1]], [2, -1, 2], [1, 1, 1])
         >>> [round(v, 3) for v in x]
         [2.0, 0.0]
     """
+    gram, right, norms = _normal_equations(rows, targets, weights, ridge)
+    n = len(right)
+    x = [0.0] * n
+    free: list[int] = []
+    # Each round frees one coefficient or fixes some at zero; no set of free ones comes back.
+    for _ in range(10 * n):
+        gradient = [
+            right[i] - sum(g * v for g, v in zip(gram[i], x, strict=True)) for i in range(n)
+        ]
+        fixed = [i for i in range(n) if i not in free]
+        best = max(fixed, key=gradient.__getitem__, default=-1)
+        if best < 0 or gradient[best] <= 1e-12 * (1 + abs(right[best])):
+            break
+        free.append(best)
+        while free:
+            solution = _solved(gram, right, free)
+            if min(solution) > 0:
+                x = [0.0] * n
+                for i, value in zip(free, solution, strict=True):
+                    x[i] = value
+                break
+            # Go towards the solution until the first coefficient reaches zero.
+            step = min(
+                x[i] / (x[i] - value)
+                for i, value in zip(free, solution, strict=True)
+                if value <= 0 and x[i] > value
+            )
+            for i, value in zip(free, solution, strict=True):
+                x[i] += step * (value - x[i])
+            free = [i for i in free if x[i] > 1e-15]
+            x = [value if i in free else 0.0 for i, value in enumerate(x)]
+    return [value / norm for value, norm in zip(x, norms, strict=True)]
+
+
+def _normal_equations(
+    rows: Sequence[Sequence[float]],
+    targets: Sequence[float],
+    weights: Sequence[float],
+    ridge: float,
+) -> tuple[list[list[float]], list[float], list[float]]:
+    """(A'WA + ridge, A'Wb, column lengths) with columns scaled to unit length."""
     n = len(rows[0])
     norms = [
         math.sqrt(sum(w * row[j] * row[j] for row, w in zip(rows, weights, strict=True))) or 1.0
@@ -31,28 +72,41 @@ def non_negative_least_squares(
     gram = [[0.0] * n for _ in range(n)]
     right = [0.0] * n
     for row, target, w in zip(rows, targets, weights, strict=True):
-        scaled = [row[j] / norms[j] for j in range(n)]
+        scaled = [value / norm for value, norm in zip(row, norms, strict=True)]
         for i in range(n):
             left = w * scaled[i]
             if left:
                 right[i] += left * target
                 line = gram[i]
-                for j in range(n):
+                for j in range(i + 1):
                     line[j] += left * scaled[j]
     for i in range(n):
         gram[i][i] += ridge
-    x = [0.0] * n
-    for _ in range(sweeps):
-        change = 0.0
-        for i in range(n):
-            line = gram[i]
-            gradient = right[i] - sum(g * v for g, v in zip(line, x, strict=True))
-            new = max(0.0, x[i] + gradient / line[i])
-            change = max(change, abs(new - x[i]))
-            x[i] = new
-        if change < tolerance * max(1.0, *x):
-            break
-    return [value / norm for value, norm in zip(x, norms, strict=True)]
+        for j in range(i):
+            gram[j][i] = gram[i][j]
+    return gram, right, norms
+
+
+def _solved(gram: list[list[float]], right: list[float], chosen: list[int]) -> list[float]:
+    """The least-squares solution over some columns, by Cholesky factors."""
+    n = len(chosen)
+    lower: list[list[float]] = []
+    for r, i in enumerate(chosen):
+        line: list[float] = []
+        for c in range(r + 1):
+            rest = gram[i][chosen[c]] - sum(
+                map(operator.mul, line, lower[c][:c] if c < r else line)
+            )
+            line.append(math.sqrt(max(rest, 1e-18)) if c == r else rest / lower[c][c])
+        lower.append(line)
+    y: list[float] = []
+    for r in range(n):
+        y.append((right[chosen[r]] - sum(map(operator.mul, lower[r], y))) / lower[r][r])
+    solution = [0.0] * n
+    for r in range(n - 1, -1, -1):
+        rest = y[r] - sum(lower[k][r] * solution[k] for k in range(r + 1, n))
+        solution[r] = rest / lower[r][r]
+    return solution
 
 
 def robust_non_negative_least_squares(

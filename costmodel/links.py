@@ -38,7 +38,7 @@ class LinkProfile:
 
     def transfer_s(self, n_bytes: float, hidden_under_s: float = 0.0) -> float:
         """Seconds by which a transfer of `n_bytes` delays what waits for it, when it may hide under
-        `hidden_under_s` seconds of prefill (reference: the iteration formula's last line)."""
+        `hidden_under_s` seconds of the prefill that makes the bytes."""
         if n_bytes < 0:
             raise ProfileError(f"{n_bytes} bytes to transfer; there cannot be fewer than 0")
         if n_bytes == 0:

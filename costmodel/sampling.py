@@ -90,7 +90,7 @@ def mixed_batches(count: int, limits: Limits, rng: random.Random) -> tuple[Plann
     while len(batches) < count:
         size = _log_uniform(rng, 1, limits.max_calls)
         longest = _log_uniform(rng, 24, max(24, limits.longest_prompt // 2))
-        answers = _log_uniform(rng, 2, limits.answer_tokens)
+        answers = _log_uniform(rng, min(2, limits.answer_tokens), limits.answer_tokens)
         n_prefixes = rng.choice((0, 0, 1, 1, 2))
         prefixes = tuple(
             _log_uniform(rng, 64, max(64, limits.longest_prompt // 2)) for _ in range(n_prefixes)
@@ -118,13 +118,13 @@ def planned_tokens(batches: Sequence[PlannedBatch]) -> tuple[int, int]:
 
 
 def _powers(first: int, last: int) -> list[int]:
-    """first, 2 first, 4 first ... and last."""
+    """first, 2 first, 4 first ... and last; last alone when it is smaller."""
     sizes: list[int] = []
     n = first
     while n < last:
         sizes.append(n)
         n *= 2
-    return [*sizes, max(first, last)]
+    return [*sizes, last]
 
 
 def _log_uniform(rng: random.Random, low: int, high: int) -> int:

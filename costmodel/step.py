@@ -8,8 +8,8 @@ A step runs all layers over the prompt tokens and decodes that were scheduled to
            + sum over decodes of max(KV read / bandwidth, attention FLOP / compute rate)
            + choice of tokens or keys
 
-(reference: SARATHI's T_iter with per-layer token counts.) Schedulers, simulators and closed forms
-step this formula; nothing else in Halo prices a token.
+(SARATHI's iteration time, section 4, with token counts that may differ from layer to layer.)
+Schedulers, simulators and closed forms step this formula; nothing else in Halo prices a token.
 
 `step_cost` answers one question in full. `StepModel` holds everything that does not depend on the
 step, and its `step_s` answers a simulator: about a microsecond for a step of decodes.

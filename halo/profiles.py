@@ -4,12 +4,16 @@ one that says less."""
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from costmodel.hardware import HardwareProfile, load_hardware
 from costmodel.models import ModelProfile, load_model
+from costmodel.step import StepModel
+from costmodel.step_timer import ModelTimer
 from halo.errors import ProfileError
+from planner.physical import Worker
 
 DEFAULT_HARDWARE = {"local": "laptop-cpu", "torch": "laptop-cpu", "simulated": "laptop-cpu"}
 """Shipped profiles of engines that run where Halo runs."""
@@ -61,6 +65,23 @@ def engine_profile(
         found = load_hardware(hardware or str(default))
         calibrated = found.held_out_median_error is not None
     return EngineProfile(found, model_shape(shape or model), calibrated)
+
+
+def calibrated_timers(
+    workers: Iterable[Worker], models_dir: Path | None = None
+) -> dict[str, ModelTimer]:
+    """Step timers by worker name, for workers whose engine was calibrated here and whose model's
+    shape is known; the scheduler prices others by its own assumptions."""
+    timers: dict[str, ModelTimer] = {}
+    for worker in workers:
+        if not calibrated_path(worker.engine, worker.model, models_dir).exists():
+            continue
+        try:
+            found = engine_profile(worker.engine, worker.model, models_dir=models_dir)
+        except ProfileError:
+            continue  # a shape that no profile describes: estimates say so, planning goes on
+        timers[worker.name] = ModelTimer(StepModel(found.model, found.hardware))
+    return timers
 
 
 def model_shape(name: str) -> ModelProfile:

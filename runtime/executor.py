@@ -83,6 +83,8 @@ class Progress:
         calls_in_flight: calls that engines work on.
         requested, made, shared, replayed: of calls, as in `OpMetrics`.
         queries: the rows of each query.
+        calls_expected: what the whole run is expected to make, as its first rows suggest; None
+            where nobody estimates.
     """
 
     rows_total: int
@@ -95,6 +97,7 @@ class Progress:
     shared: int
     replayed: int
     queries: Mapping[str, QueryProgress] = field(default_factory=dict[str, QueryProgress])
+    calls_expected: float | None = None
 
 
 @dataclass(slots=True)

@@ -21,6 +21,7 @@ from planner.logical import (
     canonical_json,
 )
 from planner.physical import PhysicalPlan
+from planner.refine import refined
 from planner.stats import PlanStats
 from runtime.backends.base import Backend, ToolSchema
 from runtime.budget import Budget, BudgetMeter
@@ -114,13 +115,19 @@ class RunHandle:
         self.clock = LoopClock()
         self._inputs = inputs
         self._executor: Executor | None = None
+        self._metrics: dict[str, OpMetrics] = {}
         self._stopped = ""
         self.budget_reached = False
 
     @property
     def progress(self) -> Progress | None:
         """Where the run stands; None until it has started."""
-        return self._executor.progress if self._executor else None
+        if self._executor is None:
+            return None
+        progress = self._executor.progress
+        done = progress.rows_done / progress.rows_total if progress.rows_total else 0.0
+        forecast = refined(self._inputs.stats, dict(list(self._metrics.items())), done)
+        return replace(progress, calls_expected=forecast.total.calls)
 
     def use(self, plan: PhysicalPlan) -> None:
         """Run another plan of the same operators: a worker was lost before the start."""
@@ -192,7 +199,7 @@ class RunHandle:
         inputs, plan = self._inputs, self._inputs.plan
         started_s, clock_started_s, cpu_started_s = wall_s(), self.clock.now_s(), process_cpu_s()
         seen_before = {worker: engine.requests_seen for worker, engine in engines.items()}
-        metrics: dict[str, OpMetrics] = {}
+        metrics = self._metrics
         table = CallTable(store, metrics)
         databases = Databases(inputs.database, writable=_written_databases(plan))
         tools = ToolRunner(inputs.tools, databases, table, store, self.clock, tenant=inputs.tenant)
@@ -219,7 +226,9 @@ class RunHandle:
             metrics=metrics,
             replan=inputs.replan,
             load=dispatcher.load,
-            row_queries=SessionQueries(inputs.sql, store, self.clock) if inputs.sql else None,
+            row_queries=(
+                SessionQueries(inputs.sql, store, self.clock, metrics) if inputs.sql else None
+            ),
         )
         if self._stopped:
             executor.stop()

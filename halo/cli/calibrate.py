@@ -15,8 +15,10 @@ from costmodel.profile_writer import write_hardware
 from costmodel.samples import SampleSet, read_samples
 from halo.calibrate import measure
 from halo.config import Config, load_config
+from halo.errors import CalibrationError, ProfileError
 from halo.profiles import DEFAULT_HARDWARE, calibrated_path, model_shape
-from runtime.backends.create import EngineOptions, create_backend
+from halo.session import engine_options
+from runtime.backends.create import create_backend, default_model
 from runtime.clock import LoopClock, new_event_loop
 
 
@@ -42,15 +44,19 @@ def calibrate(
     if save_samples is not None:
         save_samples.parent.mkdir(parents=True, exist_ok=True)
         save_samples.write_text(json.dumps(samples.to_json()) + "\n", "utf-8")
-    base = load_hardware(hardware or samples.device or "laptop-cpu")
+    if not (hardware or samples.device):
+        raise ProfileError(
+            f"name the device that {samples.engine} runs on: --hardware h200, or a .toml file"
+        )
+    base = load_hardware(hardware or samples.device)
     model = model_shape(shape or samples.model)
     result = fit(samples, model, base)
     engine = samples.engine.split()[0]
     target = out or calibrated_path(engine, samples.model, config.models_dir)
-    refused = None
+    refused: CalibrationError | None = None
     try:
         result.require()
-    except Exception as error:
+    except CalibrationError as error:
         refused = error
     if refused is None:
         source = f"halo calibrate: {samples.engine}, {samples.model}; {result.summary()}"
@@ -73,7 +79,7 @@ def _measured(config: Config, hardware: str | None, budget_s: float, held_out: i
 
     async def run() -> SampleSet:
         clock = LoopClock()
-        backend = await create_backend(config.engine, name, clock, _options(config))
+        backend = await create_backend(config.engine, name, clock, engine_options(config))
         try:
             return await measure(
                 backend,
@@ -97,21 +103,11 @@ def _measured(config: Config, hardware: str | None, budget_s: float, held_out: i
 def _default_model(config: Config) -> str:
     if config.model:
         return config.model
-    if config.engine == "simulated":
-        return "simulated"
-    from runtime.models.choice import choose_default
+    if config.engine in ("local", "torch"):
+        from runtime.models.choice import choose_default
 
-    return choose_default()[0]
-
-
-def _options(config: Config) -> EngineOptions:
-    return EngineOptions(
-        seed=config.seed,
-        models_dir=config.models_dir,
-        threads=config.threads,
-        max_in_flight=config.max_in_flight,
-        exact=config.exact,
-    )
+        return choose_default()[0]
+    return default_model(config.engine, engine_options(config))
 
 
 def _document(samples: SampleSet, result: Calibration, path: Path | None) -> dict[str, Any]:

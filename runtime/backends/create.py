@@ -67,6 +67,12 @@ def describe_backend(engine: str, model: str, options: EngineOptions) -> Capabil
             tokenizer=options.tokenizer,
             max_in_flight=options.max_in_flight,
         )
+    if kind == "openai":
+        from runtime.backends import openai
+        from runtime.fleet.replicas import together
+
+        served = openai.find_models(address, model, options.api_key)
+        return together([openai.capabilities_of(s, options.max_in_flight) for s in served])
     raise unknown_engine(engine)
 
 
@@ -99,6 +105,18 @@ async def create_backend(engine: str, model: str, clock: Clock, options: EngineO
             max_in_flight=options.max_in_flight,
             steer=options.steer,
         )
+    if kind == "openai":
+        from runtime.backends import openai
+
+        return await openai.open_backend(
+            address,
+            model,
+            clock,
+            api_key=options.api_key,
+            max_in_flight=options.max_in_flight,
+            requests_per_minute=options.requests_per_minute,
+            tokens_per_minute=options.tokens_per_minute,
+        )
     raise unknown_engine(engine)
 
 
@@ -109,6 +127,10 @@ def default_model(engine: str, options: EngineOptions) -> str:
         from runtime.backends import sglang_open
 
         return sglang_open.find_servers(address, "", options.api_key)[0].models[0]
+    if kind == "openai":
+        from runtime.backends import openai
+
+        return openai.find_models(address, "", options.api_key)[0].model
     return "simulated"
 
 

@@ -183,9 +183,7 @@ def execute(
     return virtually(main)
 
 
-def simulated(
-    physical: PhysicalPlan, metrics: Mapping[str, OpMetrics], n_rows: int
-) -> float:
+def simulated(physical: PhysicalPlan, metrics: Mapping[str, OpMetrics], n_rows: int) -> float:
     """The same run in the simulator, with the mean lengths that were measured."""
     ops = [op for op in physical.logical.walk() if isinstance(op, Generate)]
     index = {op: i for i, op in enumerate(ops)}
@@ -198,9 +196,7 @@ def simulated(
         operations.append(Operation(op.label, work, inputs))
     workload = Workload(tuple(operations), (1,) * n_rows)
     spec = EngineSpec(TIMER, 0.0, 0.0, max_running=SLOTS, chunk_tokens=10**6)
-    machine = Machine(
-        tuple(WorkerSpec(w.name, {"m": spec}, 1.0, ("m",)) for w in physical.workers)
-    )
+    machine = Machine(tuple(WorkerSpec(w.name, {"m": spec}, 1.0, ("m",)) for w in physical.workers))
     n = len(machine.workers)
     worker = [row * n // n_rows for _ in operations for row in range(n_rows)]
     stride = max(physical.priority.values()) + 1
