@@ -83,7 +83,9 @@ def run(
     db: Db = None,
     max_in_flight: Annotated[int | None, typer.Option(help="calls in an engine at once")] = None,
     tenant: Annotated[str | None, typer.Option(help="share no answers beyond this tenant")] = None,
-    exact: Annotated[bool | None, typer.Option("--exact", help="local and torch engines: float32")] = None,
+    exact: Annotated[
+        bool | None, typer.Option("--exact", help="local and torch engines: float32")
+    ] = None,
     prime: Annotated[
         bool | None, typer.Option(help="send one call of a shared prefix first")
     ] = None,
