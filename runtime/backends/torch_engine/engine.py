@@ -264,6 +264,7 @@ class Engine:
             if chunk.is_last and not chunk.sequence.prefilled:
                 self._note_prefilled(chunk.sequence)
         sampled = self._commit(logits, rows) if logits is not None else 0
+        scheduler.check_idle()
         end_s = self._now_s()
         # A cohort's prompts are counted once, with its first group.
         counted = step.cohort is None or step.cohort.group == 1

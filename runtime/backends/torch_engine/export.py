@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
+from safetensors import torch as storage
 
 from runtime.backends.torch_engine.errors import bad_file
 from runtime.backends.torch_engine.loading import find_model
@@ -33,7 +33,8 @@ def export_checkpoint(gguf: Path, directory: Path) -> None:
         raise bad_file(f"{gguf}: {shape.architecture} is not exported; {', '.join(_CLASSES)} are")
     rewrite_as_f16(header, directory / "model-f16.gguf")
     tensors = {n: source.get(n).to(torch.float16) for n in tensor_names(shape, source)}
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    path = directory / "model.safetensors"
+    cast("Any", storage).save_file(tensors, path, metadata={"format": "pt"})
     document = json.dumps(_config(shape), indent=2)
     (directory / "config.json").write_text(document, encoding="utf-8")
 

@@ -407,6 +407,15 @@ class Scheduler:
     def _in_cohort(self, sequence: SequenceState) -> bool:
         return self.cohort is not None and any(c.sequence is sequence for c in self.cohort.chunks)
 
+    def check_idle(self) -> None:
+        """Raise when, with no request left, a slot is neither free nor cache. Costs nothing."""
+        free, held, loose = self.pool.free_slots, self.tree.tokens, self.tree.evictable_tokens
+        if self.idle and (free + held != self.pool.n_slots or held != loose):
+            raise AssertionError(
+                f"{free} slots free, {held} in the cache and {held - loose} of them locked, in a "
+                f"pool of {self.pool.n_slots} that nobody uses"
+            )
+
     def check(self) -> None:
         """Raise when slots are lost, held twice, or locks do not add up."""
         held = [n.slots for n in self.tree.nodes()]
