@@ -52,7 +52,7 @@ check: setup-torch
 	$(BIN)/lint-imports
 
 bench: setup
-	$(BIN)/halo-bench overhead merge
+	$(BIN)/halo-bench overhead merge planner
 
 # The torch engine beside OpenVINO and transformers; PYTHONS names environments with other engines,
 # such as PYTHONS="--python vllm=/opt/vllm/bin/python".
