@@ -246,6 +246,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--cpu-time", action="store_true")
+    names = [m.__name__ for m in MEASUREMENTS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
     arguments = parser.parse_args()
     if arguments.cpu_time and arguments.threads != 1:
         parser.error("--cpu-time adds up the time of all threads: use it with one")
@@ -261,7 +263,7 @@ def main() -> None:
         "clock": now_s.__name__,
     }
     print(json.dumps(head), flush=True)
-    for measurement in MEASUREMENTS:
+    for measurement in [m for m in MEASUREMENTS if m.__name__ in arguments.only]:
         print(json.dumps({measurement.__name__: measurement(bench)}), flush=True)
 
 
