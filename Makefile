@@ -7,7 +7,7 @@ MODEL ?=
 DEMO_OUT ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-torch demo test test-live check bench bench-schedule golden clean
+.PHONY: help setup setup-torch demo test test-live check bench bench-engines bench-schedule golden clean
 
 help:
 	@echo "make demo [MODEL=smollm2-135m-instruct]   two workflows, one merged batch, real documents"
@@ -16,6 +16,7 @@ help:
 	@echo "make check                                format, lint, types, import contracts"
 	@echo "make bench                                benchmarks, JSON out"
 	@echo "make bench-schedule                       the scheduler's figures and their page (an hour)"
+	@echo "make bench-engines                        the torch engine beside other engines"
 	@echo "make golden                               rewrite golden files"
 
 $(VENV)/.installed: pyproject.toml
@@ -60,6 +61,11 @@ bench-schedule: setup
 		$(BIN)/python -m workloads.schedule_bench $$name --out docs/benchmarks/scheduler-$${name#schedule-}.json > /dev/null || exit 1; \
 	done
 	$(BIN)/python -m workloads.schedule_report docs/benchmarks/scheduler-*.json -o docs/benchmarks/scheduler.md
+
+# The torch engine beside OpenVINO and transformers; PYTHONS names environments with other engines,
+# such as PYTHONS="--python vllm=/opt/vllm/bin/python".
+bench-engines: setup-torch
+	$(BIN)/python -m workloads.torch_bench $(PYTHONS)
 
 golden: setup
 	$(BIN)/python -m pytest -q --golden

@@ -29,7 +29,7 @@ Input = Annotated[
     str, typer.Option("--input", "-i", metavar="ROWS", help=".jsonl .json .csv .parquet or a glob")
 ]
 Model = Annotated[str | None, typer.Option(help="default model")]
-Engine = Annotated[str | None, typer.Option(help="local or simulated")]
+Engine = Annotated[str | None, typer.Option(help="local, torch, simulated or sglang=URL")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="halo.toml")]
 Seed = Annotated[int | None, typer.Option(help="seed of sampled calls")]
 Db = Annotated[Path | None, typer.Option(help="DuckDB database of SQL steps")]
@@ -86,7 +86,9 @@ def run(
     db: Db = None,
     max_in_flight: Annotated[int | None, typer.Option(help="calls in an engine at once")] = None,
     tenant: Annotated[str | None, typer.Option(help="share no answers beyond this tenant")] = None,
-    exact: Annotated[bool | None, typer.Option("--exact", help="local engine in float32")] = None,
+    exact: Annotated[
+        bool | None, typer.Option("--exact", help="local and torch engines: float32")
+    ] = None,
     prime: Annotated[
         bool | None, typer.Option(help="send one call of a shared prefix first")
     ] = None,
