@@ -1,5 +1,5 @@
-"""The shipped H200 profile against runs of SGLang 0.5.17 on one H200: FlashAttention 3, the shape of
-Llama 3.1 8B in bf16 with random weights, greedy, forced lengths."""
+"""The shipped H200 profile against runs of SGLang 0.5.17 on one H200: FlashAttention 3, bf16, the
+shape of Llama 3.1 8B with random weights, greedy, forced lengths."""
 
 from __future__ import annotations
 
