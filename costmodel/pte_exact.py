@@ -46,7 +46,7 @@ class Experts:
     def touched_bytes(self, batch: float) -> float:
         """Expert weights that a step of `batch` tokens touches: 1 - (1 - k/E)^(batch^alpha) of
         them, alpha 1 when every token chooses evenly."""
-        missed = (1.0 - self.per_token / self.count) ** (batch**self.coverage_alpha)
+        missed: float = (1.0 - self.per_token / self.count) ** (batch**self.coverage_alpha)
         return self.weight_bytes * (1.0 - missed)
 
 

@@ -26,6 +26,12 @@ def _budget_text(value: object) -> object:
     return value
 
 
+def _listed(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return tuple(cast("list[object]", value)) if isinstance(value, list) else value
+
+
 class Config(BaseModel):
     """What a session needs to know besides the workflow and the rows."""
 
@@ -34,7 +40,7 @@ class Config(BaseModel):
     engine: str = Field(
         default="local", description="local, torch, simulated, sglang=URL, openai=URL"
     )
-    workers: tuple[str, ...] = Field(
+    workers: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
         default=(),
         description="several engines for one batch, such as sglang=http://a:30000; empty: engine",
     )
@@ -60,6 +66,9 @@ class Config(BaseModel):
     share: bool = Field(default=True, description="make equal calls once")
     warm: bool = Field(default=True, description="compute shared instructions before the rows")
     prefix_order: bool = Field(default=True, description="start rows with equal prompts together")
+    off: tuple[str, ...] = Field(default=(), description="rewrite rules not to apply")
+    on: tuple[str, ...] = Field(default=(), description="unsafe rewrite rules to apply")
+    learn: tuple[Path, ...] = Field(default=(), description="run directories to plan by")
     overlap: bool = Field(default=True, description="tools and model calls run at the same time")
     requests_per_minute: float | None = Field(default=None, gt=0, description="server's limit")
     tokens_per_minute: float | None = Field(default=None, gt=0, description="server's limit")

@@ -2,6 +2,8 @@
 
 HaloError
 ├── WorkflowError            a workflow is wrong: DSL, YAML (file, line, field), missing column
+├── SqlError                 a SQL statement is wrong or failed (.code, .line, .column)
+│   └── SqlRefusedError      it asks for what policy refuses: a file, a kind of statement
 ├── InputError               rows cannot be read (file, line)
 ├── PlanError                a plan cannot mean anything: cycle, duplicate name, bad bound
 ├── InvariantError           a defect in Halo: a plan broke a promise, naming the stage
@@ -26,6 +28,7 @@ HaloError
 from __future__ import annotations
 
 from costmodel.errors import CalibrationError, HaloError, ProfileError, SimulationError
+from halo.sql.errors import SqlError, SqlRefusedError
 from planner.errors import InvariantError, PlanError
 from runtime.errors import (
     BackendError,
@@ -73,6 +76,8 @@ __all__ = [
     "RunDirectoryError",
     "RunLockedError",
     "SimulationError",
+    "SqlError",
+    "SqlRefusedError",
     "ToolError",
     "ToolTimeoutError",
     "ValueTypeError",

@@ -16,8 +16,9 @@ from halo.trace_report.finding import Finding
 from halo.trace_report.rates_book import RatesBook
 from halo.trace_report.text import number
 from halo.traces.anthropic_messages import conversation_of as anthropic_conversation
-from halo.traces.build import as_dict, as_list, settle_cached_tokens
+from halo.traces.build import settle_cached_tokens
 from halo.traces.counting import BYTES, load_tokenizer
+from halo.traces.json_shapes import as_dict, as_list
 from halo.traces.openai_chat import conversation as openai_conversation
 from halo.traces.record import Trace
 

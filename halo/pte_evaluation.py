@@ -3,7 +3,8 @@ against exact PTE, paper PTE and token counts.
 
 Two measured times: `model_time` is a call's latency without its wait in the engine's queue; it
 includes what other calls of the batch cost meanwhile. `device_share` divides each moment among the
-calls that are in the engine: what a call used of the device.
+calls that are in the engine: what a call used of the device. PTE is a measure of work, so the
+second is what it should follow; the first holds the work of neighbours as well.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from costmodel.pte import PteRates, Turn, price
+from costmodel.hardware import load_hardware
+from costmodel.models import ModelProfile, load_model
+from costmodel.pte import PteRates
 from costmodel.pte_correlation import pearson, spearman
-from costmodel.pte_exact import DEFAULT_BATCH, ExactTerms
-from costmodel.pte_profiles import Pricing
+from costmodel.pte_exact import DEFAULT_BATCH, ExactTerms, exact_rates
+from costmodel.pte_profiles import Pricing, device_peak, geometry_of
 from halo.errors import InputError
+
+Metric = Callable[["Level", "list[Call]"], "list[float]"]
+"""Values of calls of a level."""
 
 FORMAT = "halo-pte-raw-1"
 _DEVICES = (
@@ -43,7 +49,14 @@ class Call:
     decoded: int
     end_s: float
     model_time_s: float
+    prefill_s: float | None = None
     device_share_s: float = 0.0
+    neighbours_s: float = 0.0  # call seconds of the engine during this call, its own included
+
+    @property
+    def running(self) -> float:
+        """Calls in the engine during this one, on average, itself included."""
+        return max(1.0, self.neighbours_s / self.model_time_s)
 
 
 @dataclass(slots=True)
@@ -54,6 +67,7 @@ class Level:
     concurrency: int
     conversations: list[list[Call]]
     mean_running: float = 0.0
+    mean_context: float = 0.0  # of the decoded tokens
 
     @property
     def calls(self) -> list[Call]:
@@ -77,23 +91,22 @@ def evaluate(path: Path, hardware: str | None = None, model: str | None = None) 
         if model is None and document.get("model_config"):
             name = Path(scratch) / "config.json"
             name.write_text(json.dumps(document["model_config"]), "utf-8")
-        rates = {id(level): _rates(device, name, level.mean_running) for level in levels}
-        reached = {
-            id(level): _rates(device, name, level.mean_running, reached=True) for level in levels
-        }
-        assumed = _rates(device, name, DEFAULT_BATCH)
-        bare = _rates(device, name, None)
-        paper = Pricing("paper", _paper_device(device)).rates("llama-3.1-8b")
-    metrics: dict[str, Callable[[Level, list[Call]], list[float]]] = {
-        "exact": lambda level, calls: _values(rates[id(level)], calls),
-        # The device is shared, so a call waits for its neighbours' work as well as its own.
-        "exact, times the calls in the engine": lambda level, calls: [
-            value * level.mean_running for value in _values(rates[id(level)], calls)
+        shape = load_model(name)
+        book = _Book(device, shape)
+    paper = Pricing("paper", _paper_device(device)).rates("llama-3.1-8b")
+    metrics: dict[str, Metric] = {
+        "exact": lambda level, calls: [book.value(call, call.running) for call in calls],
+        "exact, batch of the level": lambda level, calls: [
+            book.value(call, level.mean_running) for call in calls
         ],
-        "exact, reached peaks": lambda level, calls: _values(reached[id(level)], calls),
-        "exact, batch 32": lambda level, calls: _values(assumed, calls),
-        "exact, no weight reads": lambda level, calls: _values(bare, calls),
-        "paper": lambda level, calls: _values(paper, calls),
+        "exact, batch 32": lambda level, calls: [book.value(call, DEFAULT_BATCH) for call in calls],
+        "exact, no weight reads": lambda level, calls: [book.value(call, None) for call in calls],
+        "exact, reached peaks": lambda level, calls: [
+            book.value(call, call.running, reached=True) for call in calls
+        ],
+        # A call waits for whole steps, whoever's context they read, and for prefills in between.
+        "exact, time of whole steps": lambda level, calls: _whole(book, level, calls),
+        "paper": lambda level, calls: [paper.turn(call.context, call.decoded) for call in calls],
         "total tokens": lambda level, calls: [float(c.context + c.decoded) for c in calls],
         "uncached and output tokens": lambda level, calls: [
             float(c.context - c.cached + c.decoded) for c in calls
@@ -134,11 +147,27 @@ def _paper_device(device: str) -> str:
     return "H100-PCIe"
 
 
-def _rates(
-    device: str, model: str | Path, batch: float | None, *, reached: bool = False
-) -> PteRates:
-    terms = ExactTerms(batch=None if batch is None else max(1.0, batch))
-    return Pricing("exact", device, "reached" if reached else "dense", terms).rates(model)
+class _Book:
+    """Exact prices of one model on one device, by the calls that share a step."""
+
+    def __init__(self, device: str, model: ModelProfile) -> None:
+        self._hardware = load_hardware(device)
+        self._model = model
+        self._geometry = geometry_of(model)
+        self._rates: dict[tuple[float | None, bool], PteRates] = {}
+
+    def rates(self, batch: float | None, *, reached: bool = False) -> PteRates:
+        """Prices at a batch, rounded to a tenth."""
+        batch = None if batch is None else max(1.0, round(batch, 1))
+        key = (batch, reached)
+        if key not in self._rates:
+            peak = device_peak(self._hardware, self._model.dtype, "reached" if reached else "dense")
+            self._rates[key] = exact_rates(self._geometry, peak, ExactTerms(batch=batch))
+        return self._rates[key]
+
+    def value(self, call: Call, batch: float | None, *, reached: bool = False) -> float:
+        """Exact PTE of a call."""
+        return self.rates(batch, reached=reached).turn(call.context, call.decoded, call.cached)
 
 
 def _level(pool: str, raw: dict[str, Any]) -> Level:
@@ -157,6 +186,7 @@ def _level(pool: str, raw: dict[str, Any]) -> Level:
                     int(meta["completion_tokens"]),
                     float(call["done_s"]),
                     max(1e-6, latency - queued),
+                    _prefill_s(meta, latency),
                 )
             )
         if calls:
@@ -166,31 +196,61 @@ def _level(pool: str, raw: dict[str, Any]) -> Level:
     return level
 
 
+def _prefill_s(meta: dict[str, Any], latency: float) -> float | None:
+    """Seconds from a call's entry into the engine to its first token, where the server tells."""
+    entered, finished = meta.get("forward_entry_time"), meta.get("prefill_finished_time")
+    if not isinstance(entered, int | float) or not isinstance(finished, int | float):
+        return None
+    spent = float(finished) - float(entered)
+    return spent if 0 <= spent <= latency + 1e-3 else None
+
+
 def _share_device(level: Level) -> None:
-    """Divide every moment among the calls in the engine then."""
-    events: list[tuple[float, int, int]] = []
+    """Divide every moment among the calls in the engine then. A server that prefills stops
+    decoding: the moment belongs to the calls in prefill, by their uncached tokens; otherwise a step
+    decodes one token of each, and the moment is divided evenly."""
     calls = level.calls
+    events: list[tuple[float, int, int]] = []  # moment, 0 ends and 1 decodes and 2 prefills, call
     for number, call in enumerate(calls):
-        events.append((call.end_s - call.model_time_s, 1, number))
+        begins = call.end_s - call.model_time_s
+        events.append((begins, 2, number))
+        if call.prefill_s is not None:
+            events.append((min(call.end_s, begins + call.prefill_s), 1, number))
         events.append((call.end_s, 0, number))
-    events.sort()
+    events.sort(key=lambda event: (event[0], -event[1]))
+    prefilling: set[int] = set()
     running: set[int] = set()
-    before = 0.0
-    busy = weighted = 0.0
-    for moment, starts, number in events:
-        if running:
-            passed = moment - before
-            share = passed / len(running)
+    before = busy = weighted = 0.0
+    for moment, kind, number in events:
+        passed = moment - before
+        if running and passed > 0:
+            sharing = prefilling or running
+            weights = {
+                each: float(max(1, calls[each].context - calls[each].cached)) if prefilling else 1.0
+                for each in sharing
+            }
+            whole = sum(weights.values())
+            for each, weight in weights.items():
+                calls[each].device_share_s += passed * weight / whole
             for each in running:
-                calls[each].device_share_s += share
+                calls[each].neighbours_s += passed * len(running)
             busy += passed
             weighted += passed * len(running)
         before = moment
-        if starts:
+        if kind == 2:
             running.add(number)
+            if calls[number].prefill_s is not None:
+                prefilling.add(number)
+        elif kind == 1:
+            prefilling.discard(number)
         else:
+            prefilling.discard(number)
             running.discard(number)
     level.mean_running = weighted / busy if busy else 1.0
+    decoded = sum(call.decoded for call in calls)
+    level.mean_context = (
+        sum(call.context * call.decoded for call in calls) / decoded if decoded else 0.0
+    )
 
 
 def _describe(level: Level) -> dict[str, Any]:
@@ -210,15 +270,25 @@ def _describe(level: Level) -> dict[str, Any]:
     }
 
 
-def _values(rates: PteRates, calls: Sequence[Call]) -> list[float]:
-    turns = [Turn(call.context, call.decoded, call.cached) for call in calls]
-    return [cost.value for cost in price(rates, turns)]
+def _whole(book: _Book, level: Level, calls: Sequence[Call]) -> list[float]:
+    """Exact PTE of all that happens while a call runs: its prefill, and for each decoded token a
+    whole step at the level's mean context, with the prefills that come between steps."""
+    everyone = level.calls
+    rates = book.rates(None)
+    decoded = max(1, sum(call.decoded for call in everyone))
+    between = sum(rates.prefill(call.context, call.cached) for call in everyone) / decoded
+    read = rates.kv_reads(round(level.mean_context), 1)
+    return [
+        rates.prefill(call.context, call.cached)
+        + (book.rates(call.running).decode_token + read + between) * call.running * call.decoded
+        for call in calls
+    ]
 
 
 def _rows(
     group: str,
     levels: Sequence[Level],
-    metrics: dict[str, Callable[[Level, list[Call]], list[float]]],
+    metrics: dict[str, Metric],
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for metric, values_of in metrics.items():

@@ -15,9 +15,9 @@ from halo.trace_report.analyze import rates_document
 from halo.trace_report.rates_book import RatesBook
 from halo.trace_report.text import number, plain
 from halo.trace_report.view import View
-from halo.traces.build import as_dict
 from halo.traces.counting import fill_tokens
 from halo.traces.halo_run import NAME
+from halo.traces.json_shapes import as_dict
 from halo.traces.read import Piece, read_piece
 from halo.traces.record import Problems
 from runtime.journal_reader import reading

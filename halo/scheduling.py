@@ -27,6 +27,7 @@ from costmodel.simulator.profiles import engine_from_profiles, worker_from_profi
 from planner.schedule.auto import METHODS, schedule
 from planner.schedule.baselines import BASELINES, with_co_residency
 from planner.schedule.objective import Objective
+from planner.schedule.oracle import OracleResult, solve_exactly
 from planner.schedule.problem import Problem
 from planner.schedule.schedule import Schedule
 
@@ -42,6 +43,7 @@ __all__ = [
     "ModelWork",
     "Objective",
     "Operation",
+    "OracleResult",
     "Problem",
     "PromptPart",
     "Schedule",
@@ -56,6 +58,7 @@ __all__ = [
     "even_groups",
     "schedule",
     "simulate",
+    "solve_exactly",
     "with_co_residency",
     "worker_from_profiles",
 ]

@@ -22,13 +22,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 from halo.config import Config, load_config
 from halo.errors import HaloError, WorkflowError
 from halo.flow import Flow, Traced
+from halo.gantt import explain_schedule, is_gantt
 from halo.result import RunResult
 from halo.rows import RowSet, read_rows, rows_from
+from planner.context import PlanContext
 from planner.explain import explain, explain_physical
-from planner.logical import Json, LogicalPlan, ModelOp
+from planner.learnt import NOTHING_LEARNT, Learnt
+from planner.logical import Effect, Json, LogicalPlan, ModelOp, SqlRows
 from planner.merge import merge
 from planner.physical import PhysicalPlan, Worker, place
-from planner.stats import PlanStats, estimate
+from planner.rewrite import Rewritten, rewrite
+from planner.stats import PlanStats
 from planner.verify import verify
 from runtime.backends.base import Backend
 from runtime.backends.create import EngineOptions, create_backend, default_model, describe_backend
@@ -49,6 +53,7 @@ Batch: TypeAlias = "Sequence[tuple[Flow, Any]]"
 T = TypeVar("T")
 Announce = Callable[[str], None]
 OnProgress = Callable[[Progress], None]
+CountRows = Callable[[SqlRows], int | None]
 
 PLANNING_STEPS = 60
 """Steps of local search: with them, not the clock, as the limit, equal batches get equal plans."""
@@ -68,10 +73,12 @@ class Query:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch, planned: what explain shows and run executes."""
+    """A batch, planned: what explain shows and run executes. `rewritten` says how the merged plan
+    became the logical plan of `plan`."""
 
     queries: tuple[Query, ...]
     bound: tuple[LogicalPlan, ...]
+    rewritten: Rewritten
     plan: PhysicalPlan
     stats: PlanStats
     tools: Mapping[str, ToolSpec]
@@ -94,6 +101,7 @@ class Session:
         self.config = config
         self._default_model = ""
         self._choice_warning = ""
+        self._lessons: Learnt | None = None
         self._engines: dict[str, Backend] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -106,8 +114,12 @@ class Session:
 
     # --- planning --------------------------------------------------------------------------------
 
-    def prepare(self, flow: Flow | Batch, rows: Any = None) -> Prepared:
-        """Trace, merge, verify, estimate and place a batch. Makes no call and loads no engine."""
+    def prepare(
+        self, flow: Flow | Batch, rows: Any = None, *, count_rows: CountRows | None = None
+    ) -> Prepared:
+        """Trace, merge, verify, estimate and place a batch. Makes no call and loads no engine.
+
+        `count_rows` tells how many rows a query of the plan makes, None when it cannot say."""
         pairs = _pairs(flow, rows)
         queries: list[Query] = []
         names: set[str] = set()
@@ -118,16 +130,30 @@ class Session:
                 name, n = f"{each.name}-{n}", n + 1
             names.add(name)
             queries.append(Query(name, each.trace(row_set.source, row_set.columns), row_set))
-        return self._plan(tuple(queries))
+        return self._plan(tuple(queries), count_rows=count_rows)
 
-    def _plan(self, queries: tuple[Query, ...]) -> Prepared:
+    def _plan(
+        self,
+        queries: tuple[Query, ...],
+        learnt: Learnt = NOTHING_LEARNT,
+        count_rows: CountRows | None = None,
+    ) -> Prepared:
         tools = _merge_tools(queries)
         logical = merge({query.name: query.traced.plan for query in queries})
         verify(logical)
         sources = {query.rows.source: query.rows.rows for query in queries}
-        stats = estimate(logical, sources, _estimated_tokens)
         models = {op.model for op in logical.walk_all() if isinstance(op, ModelOp)}
         workers = {model: self._workers(model) for model in sorted(models)}
+        context = PlanContext(
+            rows=sources,
+            count_tokens=_estimated_tokens,
+            learnt=self._learnt() + learnt,
+            query_rows=_counted(logical, count_rows),
+            enforces_choice=all(worker.choice for those in workers.values() for worker in those),
+        )
+        rewritten = rewrite(logical, context, off=self.config.off, on=self.config.on)
+        logical = rewritten.plan
+        stats = context.stats(logical, orders=True)
         plan = place(logical, stats, {model: those[0] for model, those in workers.items()})
         if not self.config.prefix_order:
             in_order = {name: tuple(range(len(order))) for name, order in plan.row_order.items()}
@@ -136,7 +162,15 @@ class Session:
         if scheduled is not None:
             plan = scheduled.physical
         bound = tuple(q.traced.plan for q in queries)
-        return Prepared(queries, bound, plan, stats, tools, scheduled)
+        return Prepared(queries, bound, rewritten, plan, stats, tools, scheduled)
+
+    def _learnt(self) -> Learnt:
+        """What the runs named in the configuration have taught; read once."""
+        if self._lessons is None:
+            from halo.learn import learnt_from
+
+            self._lessons = learnt_from(self.config.learn) if self.config.learn else NOTHING_LEARNT
+        return self._lessons
 
     def _schedule(
         self, plan: PhysicalPlan, stats: PlanStats, workers: Mapping[str, Sequence[Worker]]
@@ -160,6 +194,21 @@ class Session:
             max_steps=PLANNING_STEPS,
             timers=calibrated_timers(each, self.config.models_dir),
         )
+
+    def learn(self, prepared: Prepared, n_rows: int, announce: Announce | None = None) -> Prepared:
+        """The batch planned again with what a run over `n_rows` of its rows has taught: answer
+        lengths and pass rates. Makes the calls of those rows; their answers are not kept. Raises
+        `WorkflowError` for a batch that writes."""
+        writes = [op for op in prepared.plan.logical.walk_all() if op.effect is Effect.WRITE]
+        if writes:
+            raise WorkflowError(
+                f"a sample would run {writes[0].label or writes[0].kind!r}, which writes; plan "
+                "without a sample"
+            )
+        some = self.sampled(prepared, n_rows)
+        result = self.run_prepared(some, announce=announce)
+        runs = [(some.plan.logical, result.metrics)]
+        return self._plan(prepared.queries, Learnt.from_runs(runs, "sampled"))
 
     def sampled(self, prepared: Prepared, n_rows: int) -> Prepared:
         """The same batch over `n_rows` of its rows, spread evenly: its operators are those of the
@@ -194,12 +243,29 @@ class Session:
         if stage == "bound":
             parts = [explain(plan, format=format, verbose=verbose) for plan in prepared.bound]
             return "\n".join(parts)
-        if stage in ("merged", "optimized"):
+        rewritten = prepared.rewritten
+        if stage == "merged":
+            merged = rewritten.merged
+            stats = rewritten.context.stats(merged)
+            return explain(merged, stats=stats, format=format, verbose=verbose)
+        if stage == "optimized":
             return explain(
-                prepared.plan.logical, stats=prepared.stats, format=format, verbose=verbose
+                prepared.plan.logical,
+                stats=prepared.stats,
+                format=format,
+                verbose=verbose,
+                rewritten=rewritten,
             )
+        if stage == "physical" and is_gantt(format):
+            return explain_schedule(prepared.plan, prepared.stats, format)
         if stage == "physical":
-            return explain_physical(prepared.plan, prepared.stats, format=format, verbose=verbose)
+            return explain_physical(
+                prepared.plan,
+                prepared.stats,
+                format=format,
+                verbose=verbose,
+                rewritten=rewritten,
+            )
         raise WorkflowError(
             f"no stage {stage!r}; the stages are: bound, merged, optimized, physical"
         )
@@ -386,12 +452,17 @@ class Session:
         return workers
 
     def why_not_model(self, name: str) -> str:
-        """Why the session's engine cannot serve a model of this name; empty when it can."""
+        """Why the session's engines cannot serve a model of this name; empty when they can."""
         try:
-            describe_backend(self.config.engine, name, self._engine_options())
+            self._workers(name)
         except HaloError as error:
             return str(error)
         return ""
+
+    def context_tokens(self, model: str) -> int | None:
+        """The context of a model, "" for the default one: the smallest where engines differ."""
+        known = [worker.context_tokens for worker in self._workers(model)]
+        return min((each for each in known if each is not None), default=None)
 
     def _worker(self, model: str, engine: str) -> Worker:
         name = self._model(model)
@@ -410,6 +481,7 @@ class Session:
             context_tokens=offered.context_tokens,
             prefix_cache=offered.prefix_cache,
             prime_prefix=offered.prime_prefix,
+            choice=offered.choice,
         )
 
     def _engine_options(self, announce: Announce | None = None) -> EngineOptions:
@@ -500,6 +572,16 @@ def _merge_tools(queries: Sequence[Query]) -> dict[str, ToolSpec]:
                     "rename one of them"
                 )
     return tools
+
+
+def _counted(plan: LogicalPlan, count_rows: CountRows | None) -> dict[str, int]:
+    if count_rows is None:
+        return {}
+    found: dict[str, int] = {}
+    for op in plan.walk():
+        if isinstance(op, SqlRows) and (count := count_rows(op)) is not None:
+            found[op.fingerprint] = count
+    return found
 
 
 def _estimated_tokens(text: str) -> int:

@@ -45,7 +45,9 @@ from planner.logical import (
     render_value,
     walk,
 )
+from planner.prefix_tree import TURN, Reference, Template, Turn
 from planner.row_demand import RowDemand, Size
+from planner.row_order import best_order
 from planner.row_profile import Path, RowProfile
 from planner.shape import shapes
 from planner.stats import CountTokens, OpStats, PlanStats, Provenance, RelationStats, weakest
@@ -119,9 +121,10 @@ class Estimator:
         self._literals: dict[str, int] = {}
         self._fans: list[float] = []
         self._ops: dict[str, OpStats] = {}
-        self._leading: dict[str, dict[tuple[Path, ...], float]] = {}
+        self._templates: dict[str, Template] = {}
 
-    def run(self) -> PlanStats:
+    def run(self, *, orders: bool = True) -> PlanStats:
+        """The statistics; `orders` looks for an order of the rows too."""
         demand = RowDemand(self._plan)
         relations = [op for op in self._plan.users if isinstance(op, Relation)]
         scans = [op for op in relations if isinstance(op, Scan)]
@@ -131,11 +134,14 @@ class Estimator:
             # A constant may be needed for the rows of a relation that is made with it: the sizes of
             # all relations come first, from a pass whose counts are thrown away.
             self._pass(demand, counting=False)
-            self._fans, self._ops, self._leading = [], {}, {}
+            self._fans, self._ops, self._templates = [], {}, {}
         self._pass(demand, counting=True)
         sizes = {scan.source: self._profile.n_rows(scan.source) for scan in scans}
-        orders = {source: self._profile.grouped(source, self._grouping(source)) for source in sizes}
-        return PlanStats(self._ops, sizes, self._relations, orders)
+        templates = tuple(self._templates.values())
+        prefix_order = {
+            source: best_order(templates, source, self._profile) for source in sizes if orders
+        }
+        return PlanStats(self._ops, sizes, self._relations, prefix_order, templates)
 
     def _measured(self, op: Op) -> Measured | None:
         """What runs have taught about an operator."""
@@ -185,7 +191,10 @@ class Estimator:
         match op:
             case Scan(source=source):
                 return Size(float(self._profile.n_rows(source)))
-            case SqlRows():
+            case SqlRows(into=into):
+                counted = 1 if into else self._profile.query_rows.get(op.fingerprint)
+                if counted is not None:
+                    return Size(float(counted))
                 return Size(ASSUMED_QUERY_ROWS, "assumed")
             case Limit(count=count, offset=offset):
                 left = max(0.0, rows[0].rows - offset)
@@ -352,6 +361,7 @@ class Estimator:
         # Each later turn of an agent reads the answers and tool results before it again.
         history = (turns - 1) / 2 * (answer_tokens + TOOL_ANSWER_TOKENS)
         calls = distinct * turns
+        self._template(op, inputs, causes, calls)
         prefixes = self._prefixes(segments, inputs, causes, distinct, scope)
         if turns > 1:
             prefixes.append((per_call, distinct * (turns - 1)))
@@ -430,6 +440,36 @@ class Estimator:
 
     # --- prefixes --------------------------------------------------------------------------------
 
+    def _template(self, op: ModelOp, inputs: Sequence[Value], causes: Value, calls: float) -> None:
+        """Note what the prompts of an operator are made of."""
+        segments: list[str | Reference | Turn] = []
+        for prompt in (op.system, op.prompt):
+            if prompt is None:
+                continue
+            for segment in prompt.segments:
+                if isinstance(segment, str):
+                    segments.append(segment)
+                else:
+                    read, value = op.inputs[segment.index], inputs[segment.index]
+                    segments.append(self._reference(read, value))
+            segments.append(TURN)
+        known = self._templates.get(op.fingerprint)
+        if known is not None:
+            calls += known.calls
+        self._templates[op.fingerprint] = Template(op.fingerprint, op.model, tuple(segments), calls)
+
+    def _reference(self, op: Op, value: Value) -> Reference:
+        paths = tuple(sorted(value.columns, key=repr))
+        producer = repr(value.path) if value.path is not None else op.fingerprint
+        is_column = value.path is not None
+        return Reference(
+            producer,
+            (value.path,) if value.path is not None else paths,
+            is_column,
+            value.per_row or bool(value.fans),
+            self._length(value, value),
+        )
+
     def _prefixes(
         self,
         segments: Sequence[Segment],
@@ -441,8 +481,6 @@ class Estimator:
         """(tokens, reuses) for each depth at which the prompts of an operator part."""
         levels: list[tuple[float, float]] = []
         seen: list[Value] = []
-        leading: list[Path] = []
-        only_columns = True
         tokens = 0.0
         for segment in segments:
             if isinstance(segment, str):
@@ -450,12 +488,7 @@ class Estimator:
             else:
                 value = inputs[segment.index]
                 seen.append(value)
-                length = self._length(value, causes)
-                tokens += length
-                only_columns = only_columns and not (value.answered or value.fans)
-                if only_columns:
-                    leading += [p for _, p in sorted(value.columns, key=repr) if p not in leading]
-                    self._lead(value, leading, length)
+                tokens += self._length(value, causes)
             so_far = caused_by(seen)
             reuses = 0.0 if so_far.per_row else calls - self._distinct(so_far, scope)
             if reuses <= 0:
@@ -470,21 +503,6 @@ class Estimator:
                 found.append((length, reuses - deeper))
                 deeper = reuses
         return found[::-1]
-
-    def _lead(self, value: Value, leading: Sequence[Path], tokens: float) -> None:
-        """Note what starting rows with equal leading values together would save."""
-        for source in {source for source, _ in value.columns}:
-            groups = self._profile.distinct((source, path) for path in leading)
-            saved = (self._profile.n_rows(source) - groups) * tokens
-            if saved > 0:
-                gains = self._leading.setdefault(source, {})
-                gains[tuple(leading)] = gains.get(tuple(leading), 0.0) + saved
-
-    def _grouping(self, source: str) -> list[Path]:
-        """Paths to group the rows of a source by, those that save most first."""
-        gains = self._leading.get(source, {})
-        best = sorted(gains, key=lambda paths: (-gains[paths], repr(paths)))
-        return list(dict.fromkeys(path for paths in best for path in paths))
 
     # --- bodies ----------------------------------------------------------------------------------
 

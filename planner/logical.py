@@ -323,10 +323,15 @@ class Map(Op):
 @dataclass(frozen=True, eq=False, repr=False)
 class Reduce(Op):
     """Tree reduction of the list in the first input: `body` merges groups of at most `fan_in`
-    elements until one value is left. Parameters: the group (a list), then captures."""
+    elements until one value is left. Parameters: the group (a list), then captures.
+
+    With `group_tokens`, a group also ends before its elements have more estimated tokens than that
+    together (an element that is longer alone is a group of its own): elements are packed in order,
+    so equal lists have equal groups."""
 
     body: Body = field(default_factory=lambda: Body(1, Param((), 0)))
     fan_in: int = 16
+    group_tokens: int = 0
 
     @property
     def bodies(self) -> tuple[Body, ...]:

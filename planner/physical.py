@@ -35,6 +35,7 @@ class Worker:
         prefix_cache: whether equal prompt prefixes are computed once.
         prime_prefix: whether one request must finish a prefix before others reuse it.
         prefix_block_tokens: granularity of that reuse.
+        choice: whether the engine keeps to the options of a choice while decoding.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Worker:
     prefix_cache: bool = False
     prime_prefix: bool = False
     prefix_block_tokens: int = 1
+    choice: bool = True
 
 
 @dataclass(frozen=True)

@@ -92,10 +92,12 @@ class Rewritten:
     """A rewritten plan and how it came about.
 
     Attributes:
+        merged: the plan before the rules, `plan` after them.
         steps: every application of a rule, in order, those that changed nothing included.
         off: the names of rules that were switched off, and of unsafe ones that were not on.
     """
 
+    merged: LogicalPlan
     plan: LogicalPlan
     steps: tuple[Step, ...] = ()
     off: tuple[str, ...] = ()
@@ -157,7 +159,7 @@ def rewrite(
                 check_rewrite(current, after, rule)
                 current = after
         if current.fingerprint == began.fingerprint:
-            return Rewritten(current, tuple(steps), resting, context)
+            return Rewritten(plan, current, tuple(steps), resting, context)
         if current.fingerprint in seen:
             raise InvariantError(
                 f"the rules run in a circle: after pass {number} the plan is that of pass "

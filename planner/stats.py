@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from planner.logical import Json, LogicalPlan, Op
+from planner.prefix_tree import Template
 
 Provenance = Literal["exact", "sampled", "learnt", "declared", "assumed"]
 CountTokens = Callable[[str], int]
@@ -113,14 +114,16 @@ class PlanStats:
         ops: by operator fingerprint, every scope.
         rows: number of rows of each scan source.
         relations: by fingerprint, every relation of the plan.
-        prefix_order: for each scan source, row indices with equal leading prompt values together,
-            groups in order of first appearance; input order where grouping gains nothing.
+        prefix_order: for each scan source, the order in which its rows share most
+            (`planner.row_order`).
+        templates: what the prompts of the model operators are made of.
     """
 
     ops: Mapping[str, OpStats] = field(default_factory=dict[str, OpStats])
     rows: Mapping[str, int] = field(default_factory=dict[str, int])
     relations: Mapping[str, RelationStats] = field(default_factory=dict[str, RelationStats])
     prefix_order: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    templates: tuple[Template, ...] = ()
 
     def of(self, op: Op) -> OpStats:
         """The statistics of an operator of any scope; zeros for one that the plan has not."""
@@ -144,7 +147,8 @@ class PlanStats:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that `from_json` reads. The row order is kept by the physical plan."""
+        """A JSON object that `from_json` reads. The row order is kept by the physical plan; the
+        templates are not kept."""
         return {
             "rows": dict(self.rows),
             "relations": {op: asdict(found) for op, found in self.relations.items()},
@@ -160,7 +164,7 @@ class PlanStats:
 
     @classmethod
     def from_json(cls, obj: Mapping[str, Any]) -> PlanStats:
-        """The statistics that `to_json` wrote, without the row order."""
+        """The statistics that `to_json` wrote, without row order and templates."""
         ops: dict[str, OpStats] = {}
         for op, values in obj["ops"].items():
             prefixes = tuple((float(tokens), float(n)) for tokens, n in values[6])
@@ -176,8 +180,10 @@ def estimate(
     plan: LogicalPlan,
     rows: Mapping[str, Sequence[Mapping[str, Json]]],
     count_tokens: CountTokens,
+    query_rows: Mapping[str, int] | None = None,
 ) -> PlanStats:
-    """Statistics of `plan` over `rows` (by scan source; a missing source has no rows).
+    """Statistics of `plan` over `rows` (by scan source; a missing source has no rows), and over
+    queries whose rows have been counted (`query_rows`, by fingerprint).
 
     Calls are exact where an operator depends on scanned columns alone: equal arguments are one
     call. Answers of models and tools are assumed to differ whenever their arguments do. Lengths of
@@ -186,4 +192,4 @@ def estimate(
     from planner.estimator import Estimator
     from planner.row_profile import RowProfile
 
-    return Estimator(plan, RowProfile(rows, count_tokens), count_tokens).run()
+    return Estimator(plan, RowProfile(rows, count_tokens, query_rows), count_tokens).run()

@@ -226,7 +226,9 @@ class RunHandle:
             metrics=metrics,
             replan=inputs.replan,
             load=dispatcher.load,
-            row_queries=SessionQueries(inputs.sql, store, self.clock) if inputs.sql else None,
+            row_queries=(
+                SessionQueries(inputs.sql, store, self.clock, metrics) if inputs.sql else None
+            ),
         )
         if self._stopped:
             executor.stop()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from costmodel.usage import OpMetrics
 from planner.logical import Json, SqlRows, canonical_json
 from runtime.clock import Clock
 from runtime.derive import Table
@@ -51,8 +52,15 @@ class SqlSession:
 class SessionQueries:
     """Runs the `SqlRows` of one run. Make it inside the running loop."""
 
-    def __init__(self, session: SqlSession, store: Store, clock: Clock) -> None:
+    def __init__(
+        self,
+        session: SqlSession,
+        store: Store,
+        clock: Clock,
+        metrics: dict[str, OpMetrics],
+    ) -> None:
         self._session = session
+        self._metrics = metrics
         self._store = store
         self._clock = clock
         self._origin_s = clock.now_s()
@@ -68,19 +76,28 @@ class SessionQueries:
     ) -> Sequence[Mapping[str, Json]]:
         """See `runtime.executor.RowQueries`."""
         async with self._lock:
+            metrics = self._metrics.setdefault(op.fingerprint, OpMetrics())
+            metrics.requested += 1
             key = self._key(op)
             if not op.read_only:
                 recorded = self._store.recorded_call(key)
                 if recorded is not None and isinstance(recorded.value, list):
+                    metrics.replayed += 1
                     return [row for row in recorded.value if isinstance(row, dict)]
                 await self._store.durable()
             start_s = self._clock.now_s()
             work = in_thread(lambda: self._run(op, tables, params, key), "halo-sql")
+            metrics.made += 1
             try:
                 rows = await work
             except asyncio.CancelledError:
                 self._interrupt()
                 raise
+            except ToolError:
+                metrics.errors += 1
+                raise
+            finally:
+                metrics.busy_s += self._clock.now_s() - start_s
             if not op.read_only:
                 await self._record(key, op, site, rows, start_s)
             return rows

@@ -57,10 +57,10 @@ def _conversation(id: str, random: Random, pool: str) -> dict[str, Any]:
         {"role": "user", "content": f"Task {id}: {_cut(random, pool, 300)}"},
     ]
     usage: list[dict[str, Any]] = []
-    context = 700
+    context, kept = 700, 0
     for turn in range(TURNS):
         completion = random.randrange(40, 220)
-        cached = context // 128 * 128 if turn and random.random() < 0.8 else 0
+        cached = kept // 128 * 128 if random.random() < 0.8 else 0  # in blocks, or evicted
         usage.append(
             {
                 "prompt_tokens": context,
@@ -79,7 +79,8 @@ def _conversation(id: str, random: Random, pool: str) -> dict[str, Any]:
         messages.append({"role": "assistant", "content": say, "tool_calls": [call]})
         answer = _cut(random, pool, int(ANSWER_CHARACTERS * random.choice((0.2, 0.6, 0.8, 2.4))))
         messages.append({"role": "tool", "tool_call_id": f"c{turn}", "content": answer})
-        context += completion + len(answer) // 4
+        kept = context + completion
+        context = kept + len(answer) // 4
     tools = [
         {
             "type": "function",

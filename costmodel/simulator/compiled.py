@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from costmodel.errors import ProfileError
 from costmodel.simulator.workload import ModelWork, Workload
 
 
@@ -67,6 +68,7 @@ class CompiledWorkload:
         nodes: dict[tuple[int, str, bool], int] = {}
         per_row_calls = [op.calls_per_row for op in ops]
         answers: list[tuple[int, int]] = []
+        sizes: dict[int, int] = {}
         for position, op in enumerate(ops):
             work = op.work
             if not isinstance(work, ModelWork):
@@ -82,6 +84,11 @@ class CompiledWorkload:
                 if differs and per_row_calls[position] > 1:
                     key = f"{key}#{position}"
                 at = nodes.setdefault((at, f"{work.model}/{key}", differs), len(nodes))
+                if sizes.setdefault(at, part.tokens) != part.tokens:
+                    raise ProfileError(
+                        f"prompt piece {part.key!r} has {part.tokens} tokens in operation "
+                        f"{op.name!r} and {sizes[at]} in another one: equal keys are equal texts"
+                    )
                 path.append((at, part.tokens, differs))
             answers.append((position, at))
             self.paths.append(Path(tuple(path), work.prompt_tokens, -1))

@@ -425,9 +425,9 @@ class _Run:
             self._end_calls(engine, heapq.heappop(finish))
 
     def _end_calls(
-        self, engine: EngineState, ended: tuple[int, int, int, int, int, float, float, float]
+        self, engine: EngineState, ended: tuple[int, int, int, int, int, float, float, float, float]
     ) -> None:
-        _, item, count, first, output, locked, context, start_s = ended
+        _, item, count, first, output, locked, context, start_s, hits = ended
         engine.batch -= count
         engine.free += count
         engine.context -= context
@@ -449,7 +449,7 @@ class _Run:
                     start_s,
                     self.now,
                     count,
-                    0.0,
+                    hits,
                     float(path.tokens * count),
                 )
             )
@@ -611,7 +611,17 @@ class _Run:
             # A call without an answer ends with its prefill.
             heapq.heappush(
                 engine.finish,
-                (engine.steps + output, item, count, first, output, locked, context, self.now),
+                (
+                    engine.steps + output,
+                    item,
+                    count,
+                    first,
+                    output,
+                    locked,
+                    context,
+                    self.now,
+                    hits,
+                ),
             )
             whole = int(computed + 0.5)
             tokens += whole

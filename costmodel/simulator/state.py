@@ -27,7 +27,7 @@ class EngineState:
         self.was_loaded = False
         self.queue: list[tuple[float, int]] = []
         self.pending = 0
-        self.finish: list[tuple[int, int, int, int, int, float, float, float]] = []
+        self.finish: list[tuple[int, int, int, int, int, float, float, float, float]] = []
         self.steps = 0
         self.batch = 0
         self.context = 0.0

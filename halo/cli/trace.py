@@ -39,7 +39,9 @@ def report(
         if csv_file is not None:
             partial = csv_file.with_name(f"{csv_file.name}.tmp")
             try:
-                stream = stack.enter_context(partial.open("w", encoding="utf-8", newline=""))
+                stream = stack.enter_context(
+                    partial.open("w", encoding="utf-8", errors="replace", newline="")
+                )
             except OSError as error:
                 raise InputError(f"{csv_file}: cannot write it: {error.strerror}") from error
             take = CsvRows(stream).write
@@ -51,7 +53,7 @@ def report(
 
         write_text(html_file, render_html(found))
     if json_out:
-        print(json.dumps(found, ensure_ascii=False))
+        print(json.dumps(found))  # ASCII: half a surrogate pair has no encoding
     else:
         print(render_text(found, top=min(10, chosen.top)))
         for file in (csv_file, html_file):
@@ -64,7 +66,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all. Raises `HaloError` naming the file."""
     partial = path.with_name(f"{path.name}.tmp")
     try:
-        partial.write_text(text, "utf-8", "surrogateescape")
+        partial.write_text(text, "utf-8")
         partial.replace(path)
     except OSError as error:
         raise HaloError(f"{path}: cannot write it: {error.strerror}") from error

@@ -22,8 +22,9 @@ from halo.sql.compile import RULES, UNSAFE_RULES, Compiled, Setting, compile_sta
 from halo.sql.documents import document_tool
 from halo.sql.errors import SqlError, nearest
 from halo.sql.results import QueryResult, RowFailure
-from halo.sql.statements import Explain, Statement, read_batch
-from planner.logical import Effect
+from halo.sql.statements import Statement, read_batch
+from planner.explain import explain_physical
+from planner.logical import Effect, SqlRows
 from runtime.sql_session import SqlSession
 from runtime.tools import ToolSpec
 
@@ -43,6 +44,8 @@ class SqlOptions:
         workflows: what AI_RUN may call.
         allow: directories whose files statements may read.
         off: rules to leave out, by name; `on`: unsafe rules to use.
+        errors: of earlier batches, which the table `halo_errors` holds.
+        settings: defaults of options that an earlier SET gave, by option.
     """
 
     parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -52,6 +55,7 @@ class SqlOptions:
     off: Sequence[str] = ()
     on: Sequence[str] = ()
     errors: Sequence[RowFailure] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 class SqlBatch:
@@ -66,13 +70,14 @@ class SqlBatch:
         self._options = options or SqlOptions()
         self.statements = read_batch(text, self._options.parameters)
         self._rules = _rules(self._options)
+        self.settings = dict(self._options.settings)
         self.database = self._open()
         try:
-            self.compiled = self._compile()
-            self.prepared: Prepared | None = None
+            compiled = self._compile()
+            self.explained = [each for each in compiled if _is_explained(each)]
+            self.compiled = [each for each in compiled if not _is_explained(each)]
             self.last_run: RunResult | None = None
-            if self.compiled:
-                self.prepared = session.prepare([(each, _NO_ROWS) for each in self.compiled])
+            self.prepared = self._prepare(self.compiled)
         except BaseException:
             self.database.close()
             raise
@@ -87,10 +92,47 @@ class SqlBatch:
         """Close the database; results can no longer be read."""
         self.database.close()
 
-    @property
-    def explains(self) -> Explain | None:
-        """The EXPLAIN of the batch, if a statement has one: the plan shown is that of the batch."""
-        return next((each.explain for each in self.statements if each.explain), None)
+    def explanations(self) -> list[str]:
+        """The plans that EXPLAIN asks for, one for each statement that it stands before."""
+        found: list[str] = []
+        for each in self.explained:
+            prepared = self._prepare([each])
+            explain = each.statement.explain
+            if prepared is not None and explain is not None:
+                found.append(self._session.explain_prepared(prepared, format=explain.format))
+        return found
+
+    def analyses(self) -> list[str]:
+        """What EXPLAIN ANALYZE asks for: the plan of the batch that has run, estimate beside
+        actual, in the format of each."""
+        asked = [each.statement.explain for each in self.compiled if each.statement.explain]
+        run = self.last_run
+        if run is None:
+            return []
+        return [
+            explain_physical(run.plan, run.stats, metrics=run.metrics, format=explain.format)
+            for explain in asked
+        ]
+
+    def _prepare(self, compiled: Sequence[Compiled]) -> Prepared | None:
+        if not compiled:
+            return None
+        return self._session.prepare(
+            [(each, _NO_ROWS) for each in compiled], count_rows=self._count_rows
+        )
+
+    def _count_rows(self, op: SqlRows) -> int | None:
+        """Rows of a harvest that waits for no answer: DuckDB counts them while planning, so that
+        EXPLAIN knows how many calls there are to make."""
+        import duckdb
+
+        if op.tables or op.into or not op.read_only or op.after:
+            return None
+        try:
+            counted = self.database.planning.sql(f"SELECT count(*) FROM ({op.text})").fetchall()
+        except duckdb.Error:
+            return None  # it will fail, and say why, when it runs
+        return int(counted[0][0])
 
     @property
     def warnings(self) -> list[str]:
@@ -146,6 +188,16 @@ class SqlBatch:
             self._export(out, results)
         return results
 
+    def nothing_to_return(self) -> SqlError:
+        """Why there is no result: the batch has EXPLAIN and SET alone, or was interrupted."""
+        stopped = self.last_run.stopped if self.last_run is not None else ""
+        if stopped:
+            return SqlError("S501", f"the run was stopped before its results: {stopped}")
+        return SqlError(
+            "S006",
+            "the text has no statement with a result; print plans with halo sql 'EXPLAIN ...'",
+        )
+
     @property
     def failures(self) -> list[SqlError]:
         """The statements of the last run that failed, each with its reason."""
@@ -186,9 +238,11 @@ class SqlBatch:
             rules=self._rules,
             knows_model=lambda name: True,
             check_model=self._check_model,
+            context_tokens=self._session.context_tokens,
             workflows={flow.name: flow for flow in self._options.workflows},
             tools=self._tools(),
             aggregates=_aggregates(),
+            options=self.settings,
         )
         compiled: list[Compiled] = []
         for statement in self.statements:
@@ -278,8 +332,15 @@ class SqlBatch:
         write_atomically(out / "halo_errors.jsonl", "".join(lines).encode())
 
 
+def _is_explained(compiled: Compiled) -> bool:
+    explain = compiled.statement.explain
+    return explain is not None and not explain.analyze
+
+
 def _failures_of(compiled: Compiled, run: RunResult, run_id: str) -> list[RowFailure]:
-    mine = {op.fingerprint for op in _operators(compiled)}
+    # As the plan was run: merging and rewriting change what operators are.
+    users = run.plan.logical.users
+    mine = {op.fingerprint for op, names in users.items() if compiled.name in names}
     found = {
         (each.op, each.row_key): RowFailure(
             run_id, compiled.name, each.error.op, each.row_key, each.error.attempts,
@@ -289,10 +350,6 @@ def _failures_of(compiled: Compiled, run: RunResult, run_id: str) -> list[RowFai
         if each.op in mine
     }  # fmt: skip
     return list(found.values())
-
-
-def _operators(compiled: Compiled) -> list[Any]:
-    return list(compiled.plan.walk())
 
 
 def _make_errors_table(database: OpenDatabase, errors: Sequence[RowFailure]) -> None:

@@ -96,6 +96,7 @@ class Setting:
         text: the whole batch, for positions.
         cursor: a connection to bind with; its temporary tables stand for answers.
         model: the default model; "" leaves it to the session.
+        context_tokens: of a model, None when unknown.
         check_model: the reason why a model cannot be used, or "".
         workflows: for AI_RUN, by name.
         document_tool, embed_tool, chunk_tool: tools that read documents, embed and cut texts.
@@ -107,6 +108,7 @@ class Setting:
     rules: frozenset[str] = frozenset(RULES)
     knows_model: Callable[[str], bool] = lambda name: False
     check_model: Callable[[str], str] = lambda name: ""
+    context_tokens: Callable[[str], int | None] = lambda name: None
     workflows: Mapping[str, Flow] = field(default_factory=dict[str, Flow])
     tools: Mapping[str, ToolSpec] = field(default_factory=dict[str, ToolSpec])
     options: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -309,7 +311,8 @@ class _Compiler:
         if spec.function in ("AI_EMBED", "AI_CHUNKS"):
             return self._tool(spec, args)
         key = f"{spec.function}:{spec_digest(spec)}"
-        return answer_op(spec, args, model=model, key=key)
+        context = self._setting.context_tokens(model or spec.model)
+        return answer_op(spec, args, model=model, key=key, context_tokens=context)
 
     def _with_model(self, spec: CallSpec) -> CallSpec:
         model = self._setting.options.get("model") or self._setting.model

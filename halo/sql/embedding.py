@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from halo.config import Config
 from planner.logical import Effect
 from runtime.tools import ToolSpec
+
+if TYPE_CHECKING:
+    from runtime.backends.embedding import Embedder
 
 TOOL = "halo_embed"
 SIMULATED_DIMENSIONS = 32
@@ -22,13 +25,16 @@ SIMULATED_DIMENSIONS = 32
 def embed_tool(config: Config) -> ToolSpec:
     """The tool that embeds one text."""
     simulated = config.engine == "simulated"
+    loaded: list[Embedder] = []
 
     async def embed(text: str, model: str = "") -> list[float]:
         if simulated:
             return simulated_embedding(text)
-        from runtime.embedding import embedder
+        if not loaded:
+            from runtime.backends.embedding import Embedder
 
-        return await (await embedder(model, config.models_dir, config.threads)).embed(text)
+            loaded.append(Embedder(config.models_dir, config.threads))
+        return await loaded[0].embed(text, model)
 
     kind: dict[str, Any] = {"type": "string"}
     return ToolSpec(

@@ -38,6 +38,10 @@ _SCORE_SYSTEM = (
     f"not at all and {SCORE_MAX} is as much as can be."
 )
 _AGG_FAN_IN = 64
+_AGG_CONTEXT_TOKENS = 4096
+"""Assumed context of a model that does not tell its own."""
+_AGG_GROUP_TOKENS = 12_000
+"""Even where the context allows more: models overlook what stands in the middle of long prompts."""
 
 _MAX_TOKENS = {
     "AI_COMPLETE": 256,
@@ -49,10 +53,18 @@ _MAX_TOKENS = {
 }
 
 
-def answer_op(spec: CallSpec, args: Sequence[Op], *, model: str | None = None, key: str = "") -> Op:
+def answer_op(
+    spec: CallSpec,
+    args: Sequence[Op],
+    *,
+    model: str | None = None,
+    key: str = "",
+    context_tokens: int | None = None,
+) -> Op:
     """The value of a call over its arguments, as JSON of the type of the call.
 
-    `key` is the identity of a sampled call; `model` overrides the spec's.
+    `key` is the identity of a sampled call; `model` overrides the spec's; `context_tokens` is the
+    model's context, which bounds the groups of an aggregate.
     """
     builder = {
         "AI_COMPLETE": _complete,
@@ -62,13 +74,16 @@ def answer_op(spec: CallSpec, args: Sequence[Op], *, model: str | None = None, k
         "AI_SCORE": _score,
         "AI_AGG": _aggregate,
     }[spec.function]
-    return builder(spec, tuple(args), _Call(spec, model, key))
+    return builder(spec, tuple(args), _Call(spec, model, key, context_tokens))
 
 
 class _Call:
     """What the model operators of one spec have in common."""
 
-    def __init__(self, spec: CallSpec, model: str | None, key: str) -> None:
+    def __init__(
+        self, spec: CallSpec, model: str | None, key: str, context_tokens: int | None
+    ) -> None:
+        self.context_tokens = context_tokens
         self._spec = spec
         self._model = spec.model if model is None else model
         self._key = key
@@ -188,4 +203,13 @@ def _aggregate(spec: CallSpec, args: tuple[Op, ...], call: _Call) -> Op:
     )
     segments: tuple[Segment, ...] = (Ref(0),)
     body = Body(1, call.generate((Param((), 0),), Prompt(segments), system))
-    return Reduce(args, body, _AGG_FAN_IN, label=spec.label)
+    return Reduce(args, body, _AGG_FAN_IN, _group_tokens(spec, call), label=spec.label)
+
+
+def _group_tokens(spec: CallSpec, call: _Call) -> int:
+    """Tokens of a group: what the context leaves beside the answer and the instruction, with a
+    quarter to spare because tokens are estimated from bytes."""
+    context = call.context_tokens or _AGG_CONTEXT_TOKENS
+    answer = spec.max_tokens or _MAX_TOKENS[spec.function]
+    instruction = len(spec.task.encode()) // 3 + 128
+    return max(64, min(_AGG_GROUP_TOKENS, int(0.75 * (context - answer - instruction))))

@@ -52,6 +52,7 @@ class QueryResult(Sequence[dict[str, Any]]):
         errors: the calls of this statement that have no answer.
         run: what the whole batch did: calls, tokens, time, EXPLAIN ANALYZE.
         warnings: what the author of the statement should know.
+        batch: the results of all statements of the batch.
     """
 
     name: str
@@ -63,6 +64,7 @@ class QueryResult(Sequence[dict[str, Any]]):
     errors: list[RowFailure] = field(default_factory=list[RowFailure])
     warnings: tuple[str, ...] = ()
     count: int = 0
+    batch: list[QueryResult] = field(default_factory=list["QueryResult"])
 
     def __len__(self) -> int:
         return self.count

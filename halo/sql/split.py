@@ -337,17 +337,15 @@ class Splitter:
             return [self._gathered(call)]
         if call.spec.function == "AI_RUN":
             return [
-                exp.cast(exp.func("to_json", each.copy(), dialect="duckdb"), "VARCHAR")
+                _as_text(exp.Anonymous(this="to_json", expressions=[each.copy()]))
                 for each in call.args
             ]
-        return [exp.cast(exp.paren(each.copy()), "VARCHAR") for each in call.args] or [
-            exp.Literal.string("")
-        ]
+        return [_as_text(each) for each in call.args] or [exp.Literal.string("")]
 
     def _gathered(self, call: Call) -> Any:
         """`AI_AGG(x ORDER BY o) FILTER (WHERE f)` as the list that it is asked about. The order of
         the list is fixed, or the same group would be another question in another run."""
-        text = exp.cast(exp.paren(call.args[0].copy()), "VARCHAR")
+        text = _as_text(call.args[0])
         order = call.order.expressions if call.order is not None else None
         ordered = [each.copy() for each in order or [exp.Ordered(this=text.copy())]]
         if order is not None:
@@ -382,14 +380,16 @@ class Splitter:
 
         def wrap(source: Any) -> Any:
             query = exp.select(*(exp.column(name) for name in [*columns, *extra]))
-            query = query.from_(exp.Subquery(this=source, alias=exp.to_identifier("halo_h")))
+            query = query.from_(
+                exp.Subquery(this=source, alias=exp.to_identifier("halo_h")), copy=False
+            )
             if not extra:
-                query = query.distinct()
+                query = query.distinct(copy=False)
             for name in columns:
                 query = query.where(
-                    exp.Not(this=exp.Is(this=exp.column(name), expression=exp.null()))
+                    exp.Not(this=exp.Is(this=exp.column(name), expression=exp.null())), copy=False
                 )
-            return query.order_by(*(exp.column(columns[i]) for i in order), *extra)
+            return query.order_by(*(exp.column(columns[i]) for i in order), *extra, copy=False)
 
         wrap.inner = inner  # type: ignore[attr-defined]
         return wrap
@@ -434,10 +434,10 @@ class Splitter:
         else:
             where = select.args.get("where")
         if from_ is None or (scope.lateral and scope.place is from_):
-            return query.from_(lateral)
+            return query.from_(lateral, copy=False)
         query.set("from_", from_.copy())
         query.set("joins", [_without_calls(each, self._free) for each in joins])
-        query = query.join(lateral, join_type="CROSS")
+        query = query.join(lateral, join_type="CROSS", copy=False)
         conditions: list[Any] = []
         if scope.root is not None and not scope.lateral:
             ready = self._ready_condition(pre=True)
@@ -446,7 +446,7 @@ class Splitter:
             if where is not None and scope.root is not where and is_inner(select):
                 conditions += [c.copy() for c in conjuncts(where.this) if self._free(c)]
         for condition in conditions:
-            query = query.where(condition)
+            query = query.where(condition, copy=False)
         return query
 
     def _with(self, query: Any, ctes: Sequence[Any]) -> Any:
@@ -492,7 +492,9 @@ class Splitter:
             value = exp.Struct(
                 expressions=[exp.PropertyEQ(this=exp.to_identifier("v"), expression=value)]
             )
-        lookup: Any = exp.Subquery(this=exp.select(value).from_(exp.to_table(table)).where(*where))
+        lookup: Any = exp.Subquery(
+            this=exp.select(value).from_(_table(table), copy=False).where(*where, copy=False)
+        )
         if frame.checked:
             missing = exp.or_(*(exp.Is(this=key.copy(), expression=exp.null()) for key in keys))
             failed = exp.func(
@@ -602,13 +604,17 @@ class Splitter:
 
         def wrap(source: Any) -> Any:
             query = exp.select(*(exp.column(name) for name in all_columns))
-            query = query.from_(exp.Subquery(this=source, alias=exp.to_identifier("halo_h")))
+            query = query.from_(
+                exp.Subquery(this=source, alias=exp.to_identifier("halo_h")), copy=False
+            )
             for name in all_columns:
                 query = query.where(
-                    exp.Not(this=exp.Is(this=exp.column(name), expression=exp.null()))
+                    exp.Not(this=exp.Is(this=exp.column(name), expression=exp.null())), copy=False
                 )
             if limit is None:
-                query = query.distinct().order_by(*(exp.column(name) for name in all_columns))
+                query = query.distinct(copy=False).order_by(
+                    *(exp.column(name) for name in all_columns), copy=False
+                )
             return query
 
         wrap.inner = inner  # type: ignore[attr-defined]
@@ -630,7 +636,9 @@ class Splitter:
             columns_of = exp.func(
                 "row", *(exp.column(n, table) for n in all_columns), dialect="duckdb"
             )
-            listed = exp.Subquery(this=exp.select(exp.ArrayAgg(this=columns_of)).from_(table))
+            listed = exp.Subquery(
+                this=exp.select(exp.ArrayAgg(this=columns_of)).from_(_table(table), copy=False)
+            )
             row = exp.func("row", *(key.copy() for key in keys), dialect="duckdb")
             kept = exp.func("list_contains", listed, row, dialect="duckdb")
         else:
@@ -638,8 +646,8 @@ class Splitter:
                 exp.EQ(this=exp.column(name, table), expression=key.copy())
                 for name, key in zip(all_columns, keys, strict=True)
             ]
-            found = exp.select(exp.Literal.number(1)).from_(exp.to_table(table))
-            kept = exp.Exists(this=found.where(*conditions))
+            found = exp.select(exp.Literal.number(1)).from_(_table(table), copy=False)
+            kept = exp.Exists(this=found.where(*conditions, copy=False))
         chained[0].replace(kept)
         for part in chained[1:]:
             part.replace(exp.true())
@@ -723,7 +731,7 @@ class Splitter:
             return False
         table = from_.this
         name = table.alias or table.name
-        inner = exp.select("*").from_(_named(table, name))
+        inner = exp.select("*").from_(_named(table, name), copy=False)
         for part in ("where", "limit", "offset"):
             if (each := select.args.get(part)) is not None:
                 inner.set(part, each.copy())
@@ -1117,7 +1125,7 @@ class _Frame:
             groups = self.guards_having and not guard.lasting
             (having if groups else conditions).append(guard.condition.copy())
         for condition in conditions:
-            query = query.where(condition)
+            query = query.where(condition, copy=False)
         if self.grouped:
             if (group := block.args.get("group")) is not None:
                 query.set("group", group.copy())
@@ -1140,7 +1148,7 @@ class _Frame:
         elif self.qualify and own_qualify is not None and self.free(own_qualify):
             query.set("qualify", own_qualify.copy())
         elif self.limit is not None:
-            query = query.limit(self.limit)
+            query = query.limit(self.limit, copy=False)
         return query
 
 
@@ -1201,6 +1209,16 @@ def _is_list(query: Any) -> bool:
 def _in_filter(node: Any) -> bool:
     where = node.find_ancestor(exp.Where, exp.Select)
     return isinstance(where, exp.Where) and isinstance(where.parent, exp.Filter)
+
+
+def _table(name: str) -> Any:
+    return exp.Table(this=exp.to_identifier(name))
+
+
+def _as_text(node: Any) -> Any:
+    """`CAST((node) AS VARCHAR)`."""
+    kind = exp.DataType(this=exp.DataType.Type.VARCHAR)
+    return exp.Cast(this=exp.Paren(this=node.copy()), to=kind)
 
 
 def _plain(part: Any) -> tuple[Any, bool]:

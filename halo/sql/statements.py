@@ -6,6 +6,7 @@ Nothing is passed through to DuckDB unread: a kind of statement that Halo does n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +22,12 @@ Kind = Literal["select", "create", "insert", "copy", "set"]
 
 FORMATS = ("text", "json", "html", "mermaid", "dot")
 _FORMAT_NAMES = {**{name: name for name in FORMATS}, "graphviz": "dot"}
+_EXPLAIN_WORDS = frozenset({"format", "cost", "analyze", *_FORMAT_NAMES})
+_EXPLAIN = re.compile(
+    r"EXPLAIN\b(?P<analyze>\s+ANALYZE\b)?"
+    r"(?:\s*\(\s*(?P<options>(?:FORMAT|COST|ANALYZE)\b[^()]*)\))?",
+    re.IGNORECASE,
+)
 _HINT = "halo reads DuckDB SQL with AI functions; see docs/sql.md"
 
 
@@ -73,15 +80,17 @@ def read_batch(text: str, parameters: Mapping[str, Any] | None = None) -> list[S
 
     Raises `SqlError`; `SqlRefusedError` for a kind of statement that is not accepted.
     """
-    try:
-        tokens = sqlglot.tokenize(text, read="duckdb")
-    except SqlglotError as error:
-        raise SqlError("S001", f"the text cannot be read: {error}") from None
-    _check_syntax(text, tokens)
-    masked = mask(text, tokens)
+    plain, explains = _without_explain(text)
+    tokens = _tokens(plain)
+    _check_syntax(plain, tokens)
+    masked = mask(plain, tokens)
     statements: list[Statement] = []
+    before = 0
     for group in _split(tokens):
-        statements.append(_read(text, masked, group, len(statements) + 1))
+        start = group[0].start
+        explain = next((e for at, e in explains.items() if before <= at < start), None)
+        statements.append(_read(text, masked, group, len(statements) + 1, explain))
+        before = group[-1].end
     if not statements:
         raise SqlError("S001", "there is no statement")
     _bind(statements, parameters or {}, text)
@@ -114,8 +123,52 @@ def _undotted(text: str, tokens: Sequence[Any]) -> str:
     return "".join("_" if a == "." and b == "_" else a for a, b in zip(text, masked, strict=True))
 
 
-def _read(text: str, masked: str, tokens: list[Any], number: int) -> Statement:
-    explain, tokens = _explain(text, tokens)
+def _tokens(text: str) -> list[Any]:
+    try:
+        return list(sqlglot.tokenize(text, read="duckdb"))
+    except SqlglotError as error:
+        raise SqlError("S001", f"the text cannot be read: {error}") from None
+
+
+def _without_explain(text: str) -> tuple[str, dict[int, Explain]]:
+    """The text with blanks in place of every EXPLAIN prefix, and what stood there by position.
+    sqlglot takes EXPLAIN and all that follows for one opaque command."""
+    found: dict[int, Explain] = {}
+    while True:
+        command = next(
+            (
+                token
+                for token in _tokens(text)
+                if token.token_type.name in ("COMMAND", "DESCRIBE")
+                and token.text.upper() == "EXPLAIN"
+            ),
+            None,
+        )
+        if command is None:
+            return text, found
+        match = _EXPLAIN.match(text, command.start)
+        assert match is not None
+        found[command.start] = _explain(text, command.start, match)
+        blank = "".join(c if c == "\n" else " " for c in match[0])
+        text = text[: command.start] + blank + text[match.end() :]
+
+
+def _explain(text: str, start: int, match: re.Match[str]) -> Explain:
+    words = re.findall(r"\w+", (match["options"] or "").lower())
+    if unknown := [each for each in words if each not in _EXPLAIN_WORDS]:
+        raise SqlError(
+            "S102",
+            f"EXPLAIN has no option or format {unknown[0]!r}."
+            f"{nearest(unknown[0], list(_FORMAT_NAMES))} Formats: {', '.join(_FORMAT_NAMES)}",
+            text=text, offset=start,
+        )  # fmt: skip
+    form = next((_FORMAT_NAMES[word] for word in words if word in _FORMAT_NAMES), "text")
+    return Explain(bool(match["analyze"]) or "analyze" in words, form)
+
+
+def _read(
+    text: str, masked: str, tokens: list[Any], number: int, explain: Explain | None
+) -> Statement:
     start, end = tokens[0].start, tokens[-1].end + 1
     first = tokens[0].text.upper()
     if first == "SET":
@@ -148,38 +201,6 @@ def _read(text: str, masked: str, tokens: list[Any], number: int) -> Statement:
                 "INSERT ... SELECT, COPY (...) TO, EXPLAIN and SET ai_...",
                 text=text, offset=start,
             )  # fmt: skip
-
-
-def _explain(text: str, tokens: list[Any]) -> tuple[Explain | None, list[Any]]:
-    if tokens[0].text.upper() != "EXPLAIN":
-        return None, tokens
-    position = 1
-    analyze = False
-    form = "text"
-    if position < len(tokens) and tokens[position].text.upper() == "ANALYZE":
-        analyze, position = True, position + 1
-    if position < len(tokens) and tokens[position].token_type.name == "L_PAREN":
-        closing = next(
-            (i for i in range(position, len(tokens)) if tokens[i].token_type.name == "R_PAREN"),
-            None,
-        )
-        words = [t.text.lower() for t in tokens[position + 1 : closing]]
-        known = {"format", "cost", "analyze", ",", *_FORMAT_NAMES}
-        if closing is not None and words and words[0] in ("format", "cost", "analyze"):
-            if unknown := [word for word in words if word not in known]:
-                raise SqlError(
-                    "S102",
-                    f"EXPLAIN has no option or format {unknown[0]!r}."
-                    f"{nearest(unknown[0], list(_FORMAT_NAMES))} "
-                    f"Formats: {', '.join(_FORMAT_NAMES)}",
-                    text=text, offset=tokens[position].start,
-                )  # fmt: skip
-            analyze = analyze or "analyze" in words
-            form = next((_FORMAT_NAMES[word] for word in words if word in _FORMAT_NAMES), "text")
-            position = closing + 1
-    if position >= len(tokens):
-        raise SqlError("S001", "EXPLAIN of nothing", text=text, offset=tokens[0].start)
-    return Explain(analyze, form), tokens[position:]
 
 
 def _set(text: str, tokens: list[Any], number: int) -> Statement:

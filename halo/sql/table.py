@@ -52,7 +52,11 @@ def print_table(result: QueryResult, *, max_rows: int = 40, file: IO[str] | None
         for name, kind in zip(result.columns, result.types, strict=True):
             right = any(each in kind for each in numbers) and "[" not in kind and "(" not in kind
             table.add_column(
-                name, justify="right" if right else "left", overflow="ellipsis", no_wrap=True
+                name,
+                justify="right" if right else "left",
+                overflow="ellipsis",
+                no_wrap=True,
+                min_width=min(len(name), MIN_COLUMN),
             )
         from rich.text import Text
 

@@ -70,7 +70,7 @@ def document(
             "ideal_shared_prefixes_once": sums["pte_ideal"] - shared,
             "shared_prefix_tokens": shared,
             "saved_by_cache": sums["pte_full"] - sums["pte"] if all_known else None,
-            "lost_by_cache": sums["pte"] - sums["pte_ideal"] if all_known else None,
+            "lost_by_cache": sums["pte_re_prefill"] if all_known else None,
             "causes": {name: sums[f"pte_{name}"] for name in CAUSES},
             "wasted_pte_at_most": sums["wasted_pte"],
         },
@@ -126,9 +126,7 @@ def document(
             }
             for name, pte in tally.what_if.items()
         ],
-        "worst": [
-            details for _, _, details in sorted(tally.worst, key=lambda item: (-item[0], item[1]))
-        ],
+        "worst": [details for _, _, details in tally.worst],
         "notes": tally.notes,
         "problems": {
             "count": problems.count,

@@ -36,7 +36,7 @@ class Tally:
     Attributes:
         keep: how many of the worst traces are kept with all their turns.
         values, passed_values, failed_values: PTE of each trace; of those with a label.
-        worst: (pte, order, details) of the worst traces, a heap.
+        worst: (pte, order, details) of the worst traces, dearest first.
         rows: a line of each trace, until the caller takes them.
         prefixes: (tokens, traces) of leading parts of prompts, by name.
         points: (turns, pte, label) of some traces, for a plot.
@@ -64,6 +64,9 @@ class Tally:
     notes: dict[str, int] = field(default_factory=dict[str, int])
     worst: list[tuple[float, str, dict[str, Any]]] = field(
         default_factory=list[tuple[float, str, dict[str, Any]]]
+    )
+    _candidates: list[tuple[float, str, Analysis]] = field(
+        default_factory=list[tuple[float, str, Analysis]]
     )
     rows: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     prefixes: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
@@ -129,17 +132,24 @@ class Tally:
             known_prefix = self.prefixes.setdefault(name, [tokens, 0.0])
             known_prefix[1] += 1
         self.rows.append(row)
-        if self.keep and (len(self.worst) < self.keep or value > self.worst[0][0]):
-            details = analysis.details() if self.with_texts else row
-            self._push((value, trace.place, details))
+        item = (value, f"{trace.place} {self.traces:09}", analysis)
+        if len(self._candidates) < self.keep:
+            heapq.heappush(self._candidates, item)
+        elif self.keep and value > self._candidates[0][0]:
+            heapq.heapreplace(self._candidates, item)
+
+    def settle(self) -> None:
+        """Put the worst of the traces added so far into `worst`, with their turns."""
+        for value, order, analysis in self._candidates:
+            details = analysis.details() if self.with_texts else analysis.row()
+            self._push((value, order, details))
+        self._candidates = []
 
     def _push(self, item: tuple[float, str, dict[str, Any]]) -> None:
-        if any(value == item[0] and place == item[1] for value, place, _ in self.worst):
-            item = (item[0], f"{item[1]} ({self.traces})", item[2])
-        if len(self.worst) < self.keep:
-            heapq.heappush(self.worst, item)
-        else:
-            heapq.heappushpop(self.worst, item)
+        self.worst.append(item)
+        # Equal costs keep the order of files and lines, however the work was cut.
+        self.worst.sort(key=lambda each: (-each[0], each[1]))
+        del self.worst[self.keep :]
 
     def merge(self, other: Tally) -> None:
         """Count the traces of another tally, and take its rows."""
@@ -171,8 +181,7 @@ class Tally:
             known = self.prefixes.setdefault(name, [tokens, 0.0])
             known[1] += traces
         for item in other.worst:
-            if len(self.worst) < self.keep or item[0] > self.worst[0][0]:
-                self._push(item)
+            self._push(item)
         self.rows += other.rows
 
     def take_rows(self) -> list[dict[str, Any]]:
@@ -186,8 +195,10 @@ class Tally:
         return sum(tokens * (traces - 1) for tokens, traces in self.prefixes.values())
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Plain values; `settle` comes first."""
+        self.settle()
         found = dict(vars(self))
+        del found["_candidates"]
         for name in ("values", "passed_values", "failed_values"):
             found[name] = list(found[name])
         return found

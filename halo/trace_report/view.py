@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,7 +14,7 @@ from halo.traces.counting import priced_turns
 from halo.traces.record import Message, ToolCall, Trace
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CallAt:
     """A tool call, with the turn that made it and its answer, if the trace has one.
 
@@ -31,6 +32,14 @@ class CallAt:
     @property
     def name(self) -> str:
         return self.call.name or (self.answer.tool_name if self.answer else "")
+
+    @cached_property
+    def same_arguments(self) -> str:
+        """Arguments as they are compared: spacing and the order of fields do not count."""
+        arguments = self.call.arguments
+        if isinstance(arguments, dict):
+            return " ".join(json.dumps(arguments, sort_keys=True).split())
+        return " ".join((self.call.arguments_text or str(arguments)).split())
 
 
 PROMPT, ANSWER, OUTPUT = 0, 1, 2

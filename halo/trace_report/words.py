@@ -4,29 +4,42 @@ from __future__ import annotations
 
 import re
 
-_PATTERN = r"[a-z_]\w{3,}|\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.\d+|\d{2,}"
-_ASCII_WORD = re.compile(_PATTERN, re.ASCII)
-_WORD = re.compile(r"[^\W\d]\w{3,}|" + _PATTERN.split("|", 1)[1])
-_STRONG = re.compile(r"\d{3}|_|\d\.\d")
 _MOST_CHARACTERS = 24_000
+_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789_"
+_TO_BLANK = {code: " " for code in range(128) if chr(code) not in _LETTERS}
+_WORD = re.compile(r"\w{2,}")
+_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{2,}")  # kana, hanzi, hangul
 
 
 def words(text: str) -> frozenset[str]:
-    """Words of at least four letters and numbers of at least two digits, in lower case. Of a very
-    long text the beginning and the end.
+    """Words and numbers of a text in lower case; of scripts without blanks, pairs of characters. Of
+    a very long text the beginning and the end.
 
     Example:
-        >>> sorted(words("Total: 1,234 for item_7 or so"))
-        ['1234', 'item_7', 'total']
+        >>> sorted(words("Total: 1,234 for item_7"))
+        ['1', '234', 'for', 'item_7', 'total']
     """
     if len(text) > _MOST_CHARACTERS:
         half = _MOST_CHARACTERS // 2
         text = f"{text[:half]}\n{text[-half:]}"
     lower = text.lower()
-    found = frozenset((_ASCII_WORD if lower.isascii() else _WORD).findall(lower))
-    if "," in lower:
-        return frozenset(word.replace(",", "") if "," in word else word for word in found)
-    return found
+    if lower.isascii():
+        return frozenset(lower.translate(_TO_BLANK).split())
+    found = set(_WORD.findall(lower))
+    for run in _UNSPACED.findall(lower):
+        found.update(run[place : place + 2] for place in range(len(run) - 1))
+    return frozenset(found)
+
+
+def is_telling(word: str) -> bool:
+    """Whether meeting a word again says anything: four letters, or a number of two digits, or two
+    characters of a script without blanks.
+
+    Example:
+        >>> is_telling("for"), is_telling("item"), is_telling("42"), is_telling("東京")
+        (False, True, True, True)
+    """
+    return len(word) >= 4 or (len(word) >= 2 and (word.isdigit() or not word.isascii()))
 
 
 def is_strong(word: str) -> bool:
@@ -36,4 +49,4 @@ def is_strong(word: str) -> bool:
         >>> is_strong("should"), is_strong("order_id"), is_strong("4711")
         (False, True, True)
     """
-    return bool(_STRONG.search(word))
+    return "_" in word or sum(character.isdigit() for character in word) >= 3

@@ -8,14 +8,13 @@ from typing import Any
 from halo.traces.build import (
     CallSequence,
     apply_counts,
-    as_dict,
-    as_list,
     label_of,
     text_of,
     tool_call,
     tool_specs,
     turns_of_messages,
 )
+from halo.traces.json_shapes import as_dict, as_list
 from halo.traces.json_stream import stream_items
 from halo.traces.record import Message, Trace
 from halo.traces.source import Head, Source

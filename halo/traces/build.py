@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
+from halo.traces.json_shapes import is_list
 from halo.traces.record import Message, ToolCall, ToolSpec, Trace, Turn
 from halo.traces.usage_fields import Counts
 
@@ -65,13 +66,16 @@ def apply_counts(turn: Turn, counts: Counts, trace: Trace) -> None:
 
 
 def settle_cached_tokens(trace: Trace) -> None:
-    """Servers may leave the field out where nothing was cached. Where another call of the trace
-    has it above zero, a missing one is 0; where none has, it stays unknown."""
+    """Servers may leave the field out where nothing was cached. Where another call to the same
+    model has it above zero, a missing one is 0; where none has, it stays unknown. Halo's own
+    journal says what it does not know."""
+    if trace.format == "halo-run":
+        return
     counted = [turn for turn in trace.turns if turn.prompt_origin == "reported"]
-    if any(turn.cached_tokens for turn in counted):
-        for turn in counted:
-            if turn.cached_tokens is None:
-                turn.cached_tokens = 0
+    telling = {turn.model for turn in counted if turn.cached_tokens}
+    for turn in counted:
+        if turn.cached_tokens is None and turn.model in telling:
+            turn.cached_tokens = 0
 
 
 def tool_call(id: str, name: str, arguments: Any) -> ToolCall:
@@ -91,8 +95,8 @@ def text_of(content: Any) -> str:
     """Text of a content field: a string, or the text parts of a list."""
     if isinstance(content, str):
         return content
-    if isinstance(content, list):
-        return "\n".join(text for part in cast("list[Any]", content) if (text := _part_text(part)))
+    if is_list(content):
+        return "\n".join(text for part in content if (text := _part_text(part)))
     if content is None:
         return ""
     return json.dumps(content, ensure_ascii=False)
@@ -116,10 +120,10 @@ def _part_text(part: Any) -> str:
 
 def tool_specs(tools: Any) -> list[ToolSpec] | None:
     """Declared tools of an OpenAI, Anthropic or plain list; None when there is none."""
-    if not isinstance(tools, list):
+    if not is_list(tools):
         return None
     specs: list[ToolSpec] = []
-    for tool in cast("list[Any]", tools):
+    for tool in tools:
         if isinstance(tool, str):
             specs.append(ToolSpec(tool))
             continue
@@ -138,16 +142,6 @@ def tool_specs(tools: Any) -> list[ToolSpec] | None:
             )
         )
     return specs
-
-
-def as_dict(value: Any) -> dict[str, Any]:
-    """`value` if it is an object, otherwise an empty one."""
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-
-
-def as_list(value: Any) -> list[Any]:
-    """`value` if it is a list, otherwise an empty one."""
-    return cast("list[Any]", value) if isinstance(value, list) else []
 
 
 def label_of(fields: dict[str, Any]) -> tuple[bool | None, float | None]:

@@ -13,7 +13,8 @@ from datetime import datetime
 from typing import Any
 
 from halo.traces.anthropic_messages import add_block, user_messages
-from halo.traces.build import apply_counts, as_dict, as_list
+from halo.traces.build import apply_counts
+from halo.traces.json_shapes import as_dict, as_list
 from halo.traces.openai_chat import scale_completions
 from halo.traces.record import Message, ToolSpec, Trace, Turn
 from halo.traces.source import Head, Source

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from halo.traces.build import apply_counts, as_dict, as_list, text_of, tool_call, turns_of_messages
+from halo.traces.build import apply_counts, text_of, tool_call, turns_of_messages
+from halo.traces.json_shapes import as_dict, as_list
 from halo.traces.json_stream import stream_items
 from halo.traces.record import Message, Trace, Turn
 from halo.traces.source import Head, Source

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-from halo.traces.build import as_dict, as_list, text_of, tool_call
+from halo.traces.build import text_of, tool_call
+from halo.traces.json_shapes import as_dict, as_list
 from halo.traces.record import Message, Trace, Turn
 from halo.traces.source import Head, Source
 from runtime.journal_reader import reading
@@ -60,7 +61,7 @@ def read(source: Source, head: Head) -> Iterator[Trace]:
                 continue
             output = _answer(value, error)
             turn = Turn(pending, output, model=name)
-            turn.thread = labels.get(op, op[:8])
+            turn.thread = labels.get(op) or str(op)[:8]
             turn.new_segment = bool(trace.turns) and (here != segment or turn_number == 0)
             pending, segment = [], here
             turn.prompt_tokens, turn.prompt_origin = prompt, "reported"
@@ -76,7 +77,7 @@ def read(source: Source, head: Head) -> Iterator[Trace]:
             yield trace
 
 
-def _rows(journal: Path) -> Iterator[tuple[Any, ...]]:
+def _rows(journal: Path) -> Generator[tuple[Any, ...], None, None]:
     with reading(journal) as connection:
         # A tool's path ends with its place in the agent's turn: cut there, it sorts beside it.
         yield from connection.execute(

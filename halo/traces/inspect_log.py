@@ -17,13 +17,12 @@ from typing import Any
 from halo.traces.build import (
     CallSequence,
     apply_counts,
-    as_dict,
-    as_list,
     text_of,
     tool_call,
     tool_specs,
     turns_of_messages,
 )
+from halo.traces.json_shapes import as_dict, as_list
 from halo.traces.json_stream import stream_items
 from halo.traces.openai_chat import scale_completions
 from halo.traces.record import Message, Trace, Turn

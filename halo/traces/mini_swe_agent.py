@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from halo.traces.build import apply_counts, as_dict, as_list, tool_call
+from halo.traces.build import apply_counts, tool_call
+from halo.traces.json_shapes import as_dict, as_list
 from halo.traces.json_stream import stream_items
 from halo.traces.openai_messages import openai_message
 from halo.traces.record import Message, ToolSpec, Trace, Turn

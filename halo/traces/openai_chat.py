@@ -9,13 +9,12 @@ from costmodel.tokens import estimate_tokens
 from halo.traces.build import (
     CallSequence,
     apply_counts,
-    as_dict,
-    as_list,
     digest,
     label_of,
     tool_specs,
     turns_of_messages,
 )
+from halo.traces.json_shapes import as_dict, as_list
 from halo.traces.json_stream import stream_items
 from halo.traces.openai_messages import openai_message, openai_messages
 from halo.traces.record import Message, Trace
@@ -125,15 +124,15 @@ def conversation(fields: dict[str, Any], place: str) -> Trace:
     trace.passed, trace.score = label_of(fields)
     raw = as_list(fields.get("messages"))
     trace.turns, trace.trailing = turns_of_messages(openai_messages(raw))
-    usages = fields.get("usage")
-    if isinstance(usages, list):
+    usages = as_list(fields.get("usage"))
+    if usages:
         if len(usages) != len(trace.turns):
             trace.note(f"{len(usages)} usage entries for {len(trace.turns)} model calls")
         for turn, usage in zip(trace.turns, usages, strict=False):
             apply_counts(turn, read_usage(usage), trace)
     else:
         _usage_on_messages(raw, trace)
-        total = read_usage(usages)
+        total = read_usage(fields.get("usage"))
         if len(trace.turns) == 1 and trace.turns[0].prompt_origin == "unknown":
             apply_counts(trace.turns[0], total, trace)
         elif (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from halo.traces.build import as_dict, as_list, text_of, tool_call
+from halo.traces.build import text_of, tool_call
+from halo.traces.json_shapes import as_dict, as_list
 from halo.traces.record import Message
 
 _ROLES = {
@@ -31,7 +32,7 @@ def openai_message(raw: Any) -> Message | None:
         reasoning = fields.get("reasoning_content") or fields.get("reasoning")
         if isinstance(reasoning, str):
             message.reasoning = reasoning
-        for part in content if isinstance(content, list) else ():
+        for part in as_list(content):
             kind = as_dict(part)
             if kind.get("type") in ("thinking", "reasoning"):
                 shown = kind.get("thinking") or kind.get("reasoning") or ""

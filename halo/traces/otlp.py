@@ -12,15 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from halo.traces import gen_ai_names as names
-from halo.traces.build import (
-    CallSequence,
-    apply_counts,
-    as_dict,
-    as_list,
-    text_of,
-    tool_call,
-    tool_specs,
-)
+from halo.traces.build import CallSequence, apply_counts, text_of, tool_call, tool_specs
+from halo.traces.json_shapes import as_dict, as_list
 from halo.traces.json_stream import stream_items
 from halo.traces.record import Message, Trace, Turn
 from halo.traces.source import Head, Source
@@ -42,6 +35,7 @@ class _Span:
     events: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
     def get(self, keys: Iterable[str]) -> Any:
+        """The first of these attributes that the span has."""
         for key in keys:
             if key in self.attributes:
                 return self.attributes[key]
@@ -51,16 +45,18 @@ class _Span:
     def is_model_call(self) -> bool:
         operation = self.get(names.OPERATION)
         if operation is not None:
-            return operation in names.MODEL_OPERATIONS
+            return bool(operation in names.MODEL_OPERATIONS)
         return self.get(names.SPAN_KIND) == "LLM" or self.get(names.INPUT_TOKENS) is not None
 
     @property
     def is_tool_call(self) -> bool:
-        return self.get(names.OPERATION) == "execute_tool" or self.get(names.SPAN_KIND) == "TOOL"
+        kind: str | None = self.get(names.SPAN_KIND)
+        return self.get(names.OPERATION) == "execute_tool" or kind == "TOOL"
 
     @property
     def is_agent(self) -> bool:
-        return self.get(names.OPERATION) == "invoke_agent" or self.get(names.SPAN_KIND) == "AGENT"
+        kind: str | None = self.get(names.SPAN_KIND)
+        return self.get(names.OPERATION) == "invoke_agent" or kind == "AGENT"
 
 
 def mismatch(head: Head) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from halo.errors import InputError
+from halo.traces.json_shapes import as_dict, as_list
 from halo.traces.record import Problems
 
 HEAD_BYTES = 256 * 1024
@@ -42,12 +43,10 @@ class Head:
         """The first objects, of lines or of a document (or the items of its list)."""
         if self.lines:
             return self.lines
-        if isinstance(self.document, dict):
-            return [cast("dict[str, Any]", self.document)]
-        if isinstance(self.document, list):
-            items = cast("list[Any]", self.document)
-            return [cast("dict[str, Any]", each) for each in items if isinstance(each, dict)]
-        return []
+        document: object = self.document
+        if isinstance(document, dict):
+            return [cast("dict[str, Any]", document)]
+        return [as_dict(each) for each in as_list(document) if isinstance(each, dict)]
 
     def describe(self) -> str:
         """What the file looks like, for messages."""
@@ -55,9 +54,10 @@ class Head:
             return "a ZIP archive"
         if self.lines:
             return f"JSON Lines with the keys {_keys(self.lines[0])}"
-        if isinstance(self.document, dict):
-            return f"a JSON object with the keys {_keys(cast('dict[str, Any]', self.document))}"
-        if isinstance(self.document, list):
+        document: object = self.document
+        if isinstance(document, dict):
+            return f"a JSON object with the keys {_keys(cast('dict[str, Any]', document))}"
+        if isinstance(document, list):
             return "a JSON list" + (f" of {_keys(self.objects[0])}" if self.objects else "")
         return f"not JSON ({self.first_broken or 'empty'})"
 
@@ -101,7 +101,7 @@ def read_head(path: Path) -> Head:
     head.document = partial_json(text)
     if content_lines == 1 and objects:
         head.lines = objects  # one line is a document, and JSON Lines as well
-    if isinstance(head.document, list | dict) and head.document:
+    if head.objects:
         return head
     head.lines = objects  # the first line is broken, others are not
     return head

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from halo.traces.build import CallSequence, as_dict, as_list, text_of, tool_call
+from halo.traces.build import CallSequence, text_of, tool_call
+from halo.traces.json_shapes import as_dict, as_list
 from halo.traces.json_stream import stream_items
 from halo.traces.openai_chat import scale_completions
 from halo.traces.openai_messages import openai_messages
@@ -102,10 +103,10 @@ def _output(step: dict[str, Any], number: int) -> Message:
         )
     action = step.get("action")
     if not output.calls and isinstance(action, str) and action.strip():
-        call = tool_call(f"step-{number}", "bash", {"command": action})
+        made = tool_call(f"step-{number}", "bash", {"command": action})
         # The action is text of the response already: its tokens are not counted twice.
-        call.arguments_text = ""
-        output.calls.append(call)
+        made.arguments_text = ""
+        output.calls.append(made)
     return output
 
 

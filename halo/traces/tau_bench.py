@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from halo.traces.build import (
-    apply_counts,
-    as_dict,
-    as_list,
-    label_of,
-    tool_specs,
-    turns_of_messages,
-)
+from halo.traces.build import apply_counts, label_of, tool_specs, turns_of_messages
+from halo.traces.json_shapes import as_dict, as_list
 from halo.traces.json_stream import stream_items
 from halo.traces.openai_messages import openai_message, openai_messages
 from halo.traces.record import Message, Trace

@@ -147,6 +147,7 @@ class Replanner:
                 budget_s=self.budget_s,
                 seed=self._looks,
                 max_steps=self.max_steps,
+                allow_waiting=False,
             )
         except PlanError as error:
             self.notes.append(f"kept the plan: {error}")

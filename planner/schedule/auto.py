@@ -12,8 +12,8 @@ from planner.schedule.beam import beam_search
 from planner.schedule.candidates import candidates
 from planner.schedule.epoch_dp import MAX_OPERATIONS, epoch_dp
 from planner.schedule.families import earliest_end
-from planner.schedule.local_search import improve
-from planner.schedule.orders import ORDERS
+from planner.schedule.local_search import improve, in_sequence, shaken
+from planner.schedule.orders import ORDERS, operator_major
 from planner.schedule.problem import Problem
 from planner.schedule.published import published_dp
 from planner.schedule.schedule import Now, Schedule, Search
@@ -23,6 +23,11 @@ SMALL_OPERATIONS = 10
 
 STARTS = 3
 """Best starting points that get a share of the local search."""
+
+SEQUENCE_ITEMS = 64
+"""Items up to which the search also looks at strict sequences, in which a worker may wait."""
+
+RESTARTS = 4
 
 SCREEN_CALLS = 6_000
 """Calls up to which candidates are compared on the problem itself; beyond, on a smaller one."""
@@ -39,6 +44,7 @@ def schedule(
     budget_s: float | None = 1.0,
     seed: int = 0,
     max_steps: int | None = None,
+    allow_waiting: bool = True,
 ) -> Schedule:
     """Schedule `problem`.
 
@@ -47,6 +53,9 @@ def schedule(
             `local-search` (from list scheduling).
         now: seconds on a monotonic clock, which the budget is measured by.
         budget_s: of planning; None for no limit (then `max_steps` or its default ends the search).
+        allow_waiting: whether `auto` may answer with a strict order, in which a worker sometimes
+            waits for an item though others are ready. The runtime does not wait; its plans are
+            made without.
         max_steps: of local search; with `budget_s=None` equal arguments give equal schedules.
 
     At least one schedule is scored, however small the budget. Limits of the objective that cannot
@@ -58,8 +67,13 @@ def schedule(
     if run is None:
         raise PlanError(f"no scheduler {method!r}; the schedulers are: {', '.join(_RUNS)}")
     began = now()
-    search = Search(problem, now, began + budget_s if budget_s is not None else float("inf"))
-    run(search, seed, max_steps)
+    until_s = began + budget_s if budget_s is not None else float("inf")
+    search = Search(problem, now, until_s, allow_waiting=allow_waiting)
+    if problem.model_ops:
+        run(search, seed, max_steps)
+    else:
+        # Tools alone: their lanes take them as they come.
+        search.score(Assignment([-1] * problem.n_items, operator_major(problem)), method)
     found = search.schedule()
     if method == "auto" or found.method == method:
         return found
@@ -76,7 +90,7 @@ def _auto(search: Search, seed: int, max_steps: int | None) -> None:
         search.best_method = f"auto: {search.best_method}"
         return
     began = search.now()
-    screen = Search(proxy, search.now)
+    screen = Search(proxy, search.now, allow_waiting=search.allow_waiting)
     _explore(screen, began + (search.until_s - began) * 0.6, seed, max_steps)
     ranked = sorted(screen.pool, key=lambda entry: entry[0])
     if screen.best is not None:
@@ -123,10 +137,27 @@ def _explore(search: Search, until_s: float, seed: int, max_steps: int | None) -
     unlimited = until_s == float("inf")
     steps = max_steps if max_steps is not None else (600 if unlimited else None)
     begin = search.now()
+    sequences = search.allow_waiting and problem.n_items <= SEQUENCE_ITEMS
+    if sequences and not unlimited:
+        until_s = begin + (until_s - begin) / 2
     for i, (price, plan) in enumerate(starts):
         if not unlimited:
             search.until_s = begin + (until_s - begin) * (i + 1) / len(starts)
         improve(search, plan, price, seed=seed + i, max_steps=steps)
+    if sequences:
+        end_s = begin + 2 * (until_s - begin) if not unlimited else until_s
+        for i in range(RESTARTS):
+            at = search.now()
+            search.until_s = at + (end_s - at) / (RESTARTS - i) if not unlimited else end_s
+            if search.best is None:
+                break
+            start = in_sequence(problem, search.best)
+            if i:
+                # A good schedule may be a dead end: begin some way off it.
+                start = shaken(problem, start, seed + i)
+            price = search.score(start, "local search", note=False)
+            improve(search, start, price, seed=seed + STARTS + i, max_steps=steps)
+        until_s = end_s
     search.until_s = until_s
     if search.best_method == "local search":
         search.best_method = f"local search from {picked}"

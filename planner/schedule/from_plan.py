@@ -67,6 +67,7 @@ class _Builder:
         self.fingerprints: list[str] = []
         self.index: dict[str, int] = {}
         self.names: set[str] = set()
+        self.value_tokens: dict[str, int] = {}
 
     def build(self, n_groups: int) -> PlannedWorkload:
         self._scope([*self.plan.walk()], {}, 1.0)
@@ -136,21 +137,32 @@ class _Builder:
 
     def _prompt(self, op: ModelOp, tokens: float) -> list[PromptPart]:
         """Literal pieces with their own tokens; the rest is shared out between references."""
-        prompts = [p for p in (op.system, op.prompt) if p is not None]
-        literal = 0.0
-        references = 0
-        pieces: list[tuple[str, float | None]] = []
-        for prompt in prompts:
-            for key, size in self._pieces(op, prompt):
-                pieces.append((key, size))
-                literal += size or 0.0
-                references += size is None
-        each = max(1.0, (tokens - literal) / references) if references else 0.0
+        pieces = [
+            piece
+            for prompt in (op.system, op.prompt)
+            if prompt is not None
+            for piece in self._pieces(op, prompt)
+        ]
+        literal = sum(size for _, size in pieces if size is not None)
+        references = [key for key, size in pieces if size is None]
+        left = max(float(len(references)), tokens - literal)
+        # A value is as long wherever it is read: the first reader's mean decides.
+        each = max(1, round(left / len(references))) if references else 0
+        sizes = {key: self.value_tokens.setdefault(key, each) for key in references}
+        rest = round(left) - sum(sizes[key] for key in references)
+        fits = rest >= 0
         parts: list[PromptPart] = []
         for key, size in pieces:
-            n = round(each if size is None else size)
-            if n:
-                parts.append(PromptPart(key, n, size is None))
+            if size is not None:
+                if round(size):
+                    parts.append(PromptPart(key, round(size)))
+            elif fits:
+                parts.append(PromptPart(key, sizes[key], True))
+            else:
+                # Shorter here than elsewhere on the mean: not the same text for the cache.
+                parts.append(PromptPart(f"{key} in {op.fingerprint}", each, True))
+        if fits and rest:
+            parts.append(PromptPart(f"rest:{op.fingerprint}", rest, True))
         return parts or [PromptPart(f"empty:{op.fingerprint}", 1)]
 
     def _pieces(self, op: ModelOp, prompt: Prompt) -> list[tuple[str, float | None]]:

@@ -17,6 +17,10 @@ START_TEMPERATURE = 0.02
 """Of the score: at first a schedule that is this much worse is taken once in e times."""
 
 
+SEQUENCED_ITEMS = 200
+"""Items up to which single items are moved in the sequences; beyond, groups and operations are."""
+
+
 class Move(Protocol):
     """A change of a schedule; None when it would change nothing."""
 
@@ -77,13 +81,40 @@ def improve(
 def _moves(problem: Problem) -> Sequence[Move]:
     many_workers = len(problem.machine.workers) > 1
     moves: list[Move] = [swap_priorities, advance_operation, change_policy, advance_group]
-    if problem.n_groups > 1:
+    if problem.n_items <= SEQUENCED_ITEMS:
+        moves += [insert_item, insert_item, insert_item, move_priority]
+    elif problem.n_groups > 1:
         moves.append(move_priority)
     if many_workers:
         moves += [move_item, move_item, move_group, split_operation, swap_workers, balance]
         if problem.n_groups > 1:
             moves += [move_item]
     return moves
+
+
+def in_sequence(problem: Problem, plan: Assignment) -> Assignment:
+    """The same schedule as a strict order: each worker's items as they began."""
+    run = problem.simulate(plan, timeline=True)
+    names = {op.name: i for i, op in enumerate(problem.workload.operations)}
+    began = [float("inf")] * problem.n_items
+    for span in run.timeline:
+        if span.kind in ("calls", "tool"):
+            item = names[span.label] * problem.n_groups + span.group
+            began[item] = min(began[item], span.start_s)
+    order = sorted(range(problem.n_items), key=lambda item: (began[item], plan.priority[item]))
+    priority = [0.0] * problem.n_items
+    for rank, item in enumerate(order):
+        priority[item] = float(rank)
+    return replace(plan, priority=priority, order="strict", stage=None, groups_in_flight=None)
+
+
+def shaken(problem: Problem, plan: Assignment, seed: int) -> Assignment:
+    """`plan` after a number of random insertions, which may make it worse; a soft order, which any
+    priorities are good for."""
+    draw = Random(seed)
+    for _ in range(max(3, problem.n_items // 2)):
+        plan = insert_item(problem, plan, draw) or plan
+    return replace(plan, order="soft")
 
 
 def move_item(problem: Problem, plan: Assignment, draw: Random) -> Assignment | None:
@@ -183,13 +214,35 @@ def move_priority(problem: Problem, plan: Assignment, draw: Random) -> Assignmen
     i, j = draw.randrange(n), draw.randrange(n)
     if i == j:
         return None
-    order = sorted(range(n), key=lambda item: (plan.priority[item], item))
-    order.remove(i)
-    order.insert(order.index(j) + draw.randrange(2), i)
-    priority = [0.0] * n
-    for rank, item in enumerate(order):
-        priority[item] = float(rank)
+    priority = _inserted(plan.priority, i, j, draw.randrange(2))
     return replace(plan, priority=priority)
+
+
+def insert_item(problem: Problem, plan: Assignment, draw: Random) -> Assignment | None:
+    """One item goes to the worker of another one, right before or behind it."""
+    groups = problem.n_groups
+    i = draw.choice(problem.model_ops) * groups + draw.randrange(groups)
+    j = draw.choice(problem.model_ops) * groups + draw.randrange(groups)
+    target = plan.worker[j]
+    if i == j or target not in problem.workers_for[problem.model_of(i // groups)]:
+        return None
+    moved = replace(plan, priority=_inserted(plan.priority, i, j, draw.randrange(2)))
+    if target == plan.worker[i]:
+        return moved
+    worker = list(plan.worker)
+    worker[i] = target
+    return _with(problem, moved, worker=worker)
+
+
+def _inserted(priority: Sequence[float], item: int, at: int, behind: int) -> list[float]:
+    """Ranks with `item` right before or behind `at`."""
+    order = sorted(range(len(priority)), key=lambda i: (priority[i], i))
+    order.remove(item)
+    order.insert(order.index(at) + behind, item)
+    ranks = [0.0] * len(order)
+    for rank, i in enumerate(order):
+        ranks[i] = float(rank)
+    return ranks
 
 
 def advance_operation(problem: Problem, plan: Assignment, draw: Random) -> Assignment | None:

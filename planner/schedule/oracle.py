@@ -48,8 +48,11 @@ class OracleResult:
 
     @property
     def gap(self) -> float:
-        """How far the schedule may be from optimal, as a share of the bound."""
-        return self.makespan_s / self.bound_s - 1 if self.bound_s else 0.0
+        """How far the schedule may be from optimal, as a share of the bound; infinite when the
+        solver knows no bound yet."""
+        if self.makespan_s <= self.bound_s:
+            return 0.0
+        return self.makespan_s / self.bound_s - 1 if self.bound_s else float("inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,11 @@ def _check(problem: Problem) -> None:
                 f"the oracle needs tool lanes that take whole groups; {lane.name!r} has "
                 f"{lane.limit} places for groups of {size}"
             )
+    tokens = sum(
+        op.work.prompt_tokens + op.work.output_tokens
+        for op in problem.workload.operations
+        if isinstance(op.work, ModelWork)
+    ) * sum(groups)
     first: dict[str, Any] = {}
     for worker in problem.machine.workers:
         for model, engine in worker.engines.items():
@@ -114,6 +122,16 @@ def _check(problem: Problem) -> None:
                 raise PlanError(
                     f"the oracle needs engines that run one group of {size} at a time; "
                     f"{model!r} on {worker.name!r} runs {engine.max_running}"
+                )
+            if (worker.memory_bytes - engine.weight_bytes) < tokens * engine.kv_bytes_per_token:
+                raise PlanError(
+                    f"the oracle needs a cache that forgets nothing; {worker.name!r} has no room "
+                    f"for {tokens} tokens of {model!r}"
+                )
+            if any(worker.fits((model, other)) for other in worker.engines if other != model):
+                raise PlanError(
+                    f"the oracle plans one model at a time; {worker.name!r} can hold {model!r} "
+                    "beside another one"
                 )
             if engine.wake_s != engine.load_s:
                 raise PlanError(
@@ -199,6 +217,12 @@ class _Model:
                 savings.append(saved * both)
             m.add(duration == it.cold_ticks - sum(savings))
         self.shared = shared
+        # Whoever uses a piece first computes it, on whatever worker.
+        for node in shared:
+            users = [
+                n for n, it in enumerate(self.items) if any(node == other for other, _ in it.nodes)
+            ]
+            m.add_bool_or([self.warm[n, node].negated() for n in users])
         m.add_cumulative(everything, [1] * len(everything), len(problem.machine.workers))
 
     def _precedence(self) -> None:
@@ -348,7 +372,10 @@ class _Model:
         )
 
     def _hint(self, hint: Assignment) -> None:
+        """Start from a schedule: it is feasible, so nothing longer is of interest. Each of its
+        items may be rounded by a tick."""
         run = self.problem.simulate(hint, timeline=True)
+        self.m.add(self.makespan <= _ticks(run.makespan_s) + len(self.start))
         names = {op.name: i for i, op in enumerate(self.problem.workload.operations)}
         for span in run.timeline:
             if span.kind in ("calls", "tool"):

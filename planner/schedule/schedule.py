@@ -52,12 +52,14 @@ class Search:
 
     Attributes:
         until_s: on `now`; scoring goes on until then, and at least once.
+        allow_waiting: whether strict orders may be answered.
         pool: (score, method, assignment) of everything that was noted.
     """
 
     problem: Problem
     now: Now
     until_s: float = float("inf")
+    allow_waiting: bool = True
     best: Assignment | None = None
     best_run: Simulation | None = None
     best_score: float = float("inf")

@@ -21,6 +21,7 @@ class EngineOptions:
         announce: is told, from any thread, what takes long when the engine is opened, such as a
             model being fetched.
         api_key, tokenizer, tenant, steer, requests_per_minute, tokens_per_minute: for servers.
+        precision: of the torch engine: float32, bfloat16 or int8.
     """
 
     seed: int = 0
@@ -28,6 +29,7 @@ class EngineOptions:
     threads: int | None = None
     max_in_flight: int | None = None
     exact: bool = False
+    precision: str | None = None
     announce: Callable[[str], None] | None = None
     api_key: str = field(default="", repr=False)
     tokenizer: Path | None = None
@@ -65,6 +67,13 @@ def describe_backend(engine: str, model: str, options: EngineOptions) -> Capabil
             tokenizer=options.tokenizer,
             max_in_flight=options.max_in_flight,
         )
+    if kind == "openai":
+        from runtime.backends import openai
+
+        from runtime.fleet.replicas import together
+
+        served = openai.find_models(address, model, options.api_key)
+        return together([openai.capabilities_of(s, options.max_in_flight) for s in served])
     raise unknown_engine(engine)
 
 
@@ -97,6 +106,18 @@ async def create_backend(engine: str, model: str, clock: Clock, options: EngineO
             max_in_flight=options.max_in_flight,
             steer=options.steer,
         )
+    if kind == "openai":
+        from runtime.backends import openai
+
+        return await openai.open_backend(
+            address,
+            model,
+            clock,
+            api_key=options.api_key,
+            max_in_flight=options.max_in_flight,
+            requests_per_minute=options.requests_per_minute,
+            tokens_per_minute=options.tokens_per_minute,
+        )
     raise unknown_engine(engine)
 
 
@@ -107,6 +128,10 @@ def default_model(engine: str, options: EngineOptions) -> str:
         from runtime.backends import sglang_open
 
         return sglang_open.find_servers(address, "", options.api_key)[0].models[0]
+    if kind == "openai":
+        from runtime.backends import openai
+
+        return openai.find_models(address, "", options.api_key)[0].model
     return "simulated"
 
 

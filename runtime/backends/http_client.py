@@ -24,6 +24,9 @@ class HttpClient:
     Args:
         url: of the engine, without a slash at its end.
         timeout_s: of a whole call, waiting in the engine's queue included.
+
+    Attributes:
+        last_headers: of the latest answer; limits are announced there.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class HttpClient:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=connect_timeout_s)
         self._session: aiohttp.ClientSession | None = None
+        self.last_headers: Mapping[str, str] = {}
 
     async def get(self, route: str, *, timeout_s: float | None = None) -> Any:
         """The JSON document of a GET."""
@@ -114,6 +118,7 @@ class HttpClient:
         )
 
     async def _body(self, response: aiohttp.ClientResponse, route: str) -> str:
+        self.last_headers = response.headers
         data = await response.content.read(MAX_BODY_BYTES + 1)
         if len(data) <= MAX_BODY_BYTES and not response.content.at_eof():
             parts = [data]

@@ -50,6 +50,20 @@ def status_error(
 ) -> BackendError:
     """The error of an answer whose status is not 200. `now` is the time that a Retry-After date is
     compared with; by default the server's own `Date` header, so that clocks need not agree."""
+    error = _meaning(status, headers, body, backend=backend, url=url, now=now)
+    error.status = status
+    return error
+
+
+def _meaning(
+    status: int,
+    headers: Mapping[str, str],
+    body: str,
+    *,
+    backend: str,
+    url: str,
+    now: datetime | None,
+) -> BackendError:
     message = error_message(body)
     if status in (400, 413, 422) and _OVERFLOW.search(message):
         return ContextOverflowError(

@@ -48,6 +48,7 @@ STALL_S = 300.0
 takes about a second on two cores."""
 
 LOAD_S = 600.0
+COMMAND = (sys.executable, "-P", "-m", "runtime.backends.openvino_worker")
 CLOSE_S = 5.0
 CRASHES_IN_A_ROW = 3
 _LINE_LIMIT = 1 << 26
@@ -213,8 +214,7 @@ class OpenVinoBackend(Backend):
 
     async def _launch(self) -> None:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "runtime.backends.openvino_worker",
-            self._settings().to_json(),
+            *COMMAND, self._settings().to_json(),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=_environment(), limit=_LINE_LIMIT,

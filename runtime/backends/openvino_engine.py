@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from runtime.backends.base import Request
+from runtime.backends.choice_grammar import choice_grammar
 from runtime.backends.openvino_protocol import Event
 from runtime.backends.openvino_settings import BLOCK_TOKENS, EngineSettings
 from runtime.errors import BackendError, ContextOverflowError
@@ -282,33 +283,49 @@ def open_engine(settings: EngineSettings) -> Engine:
 
 
 def _load(genai: Any, settings: EngineSettings, scheduler: Any) -> Any:
-    """The pipeline, from the engine's own format if it was saved before: that loads several times
-    as fast. Saving happens aside and is renamed into place."""
+    """The pipeline, from the engine's own format, which loads several times as fast as GGUF. That
+    is saved first if it was not yet, so that the first run computes what all later ones compute.
+    Exact settings read the GGUF file: saving rounds the few float32 weights."""
     derived = Path(settings.derived)
     properties = settings.properties
-    if (derived / "openvino_model.xml").exists():
-        tokenizer = genai.Tokenizer(settings.weights)
-        return genai.ContinuousBatchingPipeline(
-            str(derived), tokenizer, scheduler, "CPU", **properties
-        )
+    if not settings.exact and (_is_saved(derived) or _save(genai, settings, derived)):
+        return genai.ContinuousBatchingPipeline(str(derived), scheduler, "CPU", properties)
+    return genai.ContinuousBatchingPipeline(settings.weights, scheduler, "CPU", properties)
+
+
+def _save(genai: Any, settings: EngineSettings, derived: Path) -> bool:
+    """Have OpenVINO save what it makes of the weights, aside, and rename it into place. False when
+    the disk has no room."""
     weights_bytes = Path(settings.weights).stat().st_size
     if shutil.disk_usage(derived.parent).free < 3 * weights_bytes:
-        return genai.ContinuousBatchingPipeline(settings.weights, scheduler, "CPU", properties)
+        return False
     staging = derived.with_name(f".{derived.name}-{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     try:
-        link = staging / "model.gguf"
+        link = staging / "model.gguf"  # what is saved is saved beside the file
         link.symlink_to(settings.weights)
-        pipeline = genai.ContinuousBatchingPipeline(
-            str(link), scheduler, "CPU", {**properties, "enable_save_ov_model": True}
+        tokenizer = genai.Tokenizer(str(link), enable_save_ov_model=True)
+        scheduler = genai.SchedulerConfig()
+        scheduler.num_kv_blocks = 1
+        genai.ContinuousBatchingPipeline(
+            str(link), tokenizer, scheduler, "CPU", enable_save_ov_model=True
         )
         link.unlink()
-        if (staging / "openvino_model.xml").exists() and not derived.exists():
+        if not _is_saved(staging):
+            return False
+        if not _is_saved(derived):  # another process may have been faster
+            shutil.rmtree(derived, ignore_errors=True)
             staging.rename(derived)
-        return pipeline
+        return True
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _is_saved(folder: Path) -> bool:
+    return all(
+        (folder / f"openvino_{part}.xml").exists() for part in ("model", "tokenizer", "detokenizer")
+    )
 
 
 def generation_config(request: Request, ends: Sequence[int]) -> Any:
@@ -338,9 +355,7 @@ def _grammar(request: Request) -> Any:
 
     output = genai.StructuredOutputConfig
     if request.options:
-        texts = [output.ConstString(option) for option in dict.fromkeys(request.options)]
-        union = texts[0] if len(texts) == 1 else output.Union(texts)
-        return output(structural_tags_config=union)
+        return output(grammar=choice_grammar(request.options))
     if request.schema_json is not None:
         return output(json_schema=request.schema_json)
     return None

@@ -15,35 +15,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-WANTED = [
-    "duckdb==1.5.5",
-    "jsonschema-rs",
-    "minijinja",
-    "networkx",
-    "pydantic-settings",
-    "python-dotenv",
-    "PyYAML",
-    "sqlglot",
-    "stamina",
-    "tenacity",
-    "langgraph",
-    "langgraph-checkpoint",
-    "langgraph-prebuilt",
-    "langgraph-sdk",
-    "langchain-core",
-    "langchain-protocol",
-    "langsmith",
-    "ormsgpack",
-    "jsonpatch",
-    "jsonpointer",
-    "packaging",
-    "uuid-utils",
-    "requests-toolbelt",
-    "zstandard",
-    "requests",
-    "charset-normalizer",
-    "urllib3",
-]
+WANTED = (
+    *("duckdb==1.5.5", "jsonschema-rs", "minijinja", "networkx", "pydantic-settings", "PyYAML"),
+    *("python-dotenv", "sqlglot", "stamina", "tenacity"),
+    *("langgraph", "langgraph-checkpoint", "langgraph-prebuilt", "langgraph-sdk", "langchain-core"),
+    *("langchain-protocol", "langsmith", "ormsgpack", "jsonpatch", "jsonpointer", "packaging"),
+    *("uuid-utils", "requests-toolbelt", "zstandard", "requests", "charset-normalizer", "urllib3"),
+    *("httpx2", "httpcore2", "truststore", "websockets"),
+)
 """Without their dependencies: those are here or beside SGLang."""
 
 PLATFORMS = [f"manylinux_2_{n}_x86_64" for n in (39, 35, 34, 31, 28, 27, 26, 24, 17, 12, 5)]

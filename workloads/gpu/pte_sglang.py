@@ -38,11 +38,11 @@ FORMAT = "halo-pte-raw-1"
 SYSTEM_TOKENS = 700
 TOKEN_IDS = (100, 30_000)
 LEVELS = (  # concurrency, conversations, most alive at once
-    (4, 40, 36),
-    (12, 56, 48),
+    (2, 20, 20),
+    (8, 50, 44),
     (32, 80, 72),
 )
-TIGHT_POOL_TOKENS = 49_152
+TIGHT_POOL_TOKENS = 24_576
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,8 @@ class Client:
 
 def output_ids(answer: dict[str, Any]) -> list[int] | None:
     """Token ids of an answer, as /generate gives them directly or beside log probabilities."""
-    ids = answer.get("output_ids")
-    if isinstance(ids, list):
+    ids: list[Any] = answer.get("output_ids") or []
+    if ids:
         wanted = answer["meta_info"].get("completion_tokens")
         return [int(each) for each in (ids[-wanted:] if wanted else ids)]
     pairs = answer.get("meta_info", {}).get("output_token_logprobs")
@@ -263,7 +263,9 @@ async def measure(server: Server, pool: str, budget_s: float) -> dict[str, Any]:
     async with aiohttp.ClientSession(connector=connector) as session:
         client = Client(session, server.url)
         await client.probe()
-        info = await client.get("/server_info") or await client.get("/get_server_info") or {}
+        info: dict[str, Any] = (
+            await client.get("/server_info") or await client.get("/get_server_info") or {}
+        )
         levels: list[dict[str, Any]] = []
         left = budget_s
         for number, (concurrency, conversations, alive) in enumerate(LEVELS):
@@ -278,7 +280,8 @@ async def measure(server: Server, pool: str, budget_s: float) -> dict[str, Any]:
         "mem_fraction_static", "page_size", "version", "attention_backend", "model_path",
         "max_running_requests",
     )  # fmt: skip
-    flat = {**info, **(info.get("internal_states") or [{}])[0]} if isinstance(info, dict) else {}
+    states: list[dict[str, Any]] = info.get("internal_states") or [{}]
+    flat: dict[str, Any] = {**info, **states[0]}
     return {
         "pool": pool,
         "server": {key: flat[key] for key in kept if key in flat},

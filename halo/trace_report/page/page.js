@@ -90,7 +90,7 @@
   card("PTE", number(totals.pte), totals.measured === null ? "upper end where cache is unknown" : "");
   card("full", number(totals.full), "every pause evicts");
   card("ideal", number(totals.ideal), "nothing is evicted");
-  card("lost to the cache", totals.lost_by_cache === null ? "unknown" : number(totals.lost_by_cache), "measured − ideal");
+  card("lost to the cache", totals.lost_by_cache === null ? "unknown" : number(totals.lost_by_cache), "prefilled again");
   card("median of a trace", number(data.distribution.all.p50), `p90 ${number(data.distribution.all.p90)}`);
   card("in findings", number(totals.wasted_pte_at_most), percent(totals.pte ? totals.wasted_pte_at_most / totals.pte : 0) + " at most");
 

@@ -37,10 +37,10 @@ class _Answer:
     shown: str
     pattern: re.Pattern[str]
     needs_cue: bool
-    hint: str
+    hints: tuple[str, ...]
 
     def find(self, text: str) -> re.Match[str] | None:
-        if self.hint not in text and (self.hint.isdigit() or self.hint not in text.lower()):
+        if not any(hint in text for hint in self.hints):
             return None  # the expression is slow on long texts
         for match in self.pattern.finditer(text):
             before = text[max(0, match.start() - 24) : match.start()].rstrip()
@@ -122,20 +122,23 @@ def _answer(text: str) -> _Answer | None:
             for i, char in enumerate(re.escape(c) if not c.isdigit() else c for c in head)
         )
         body = spaced + (re.escape(dot + tail) if dot else r"(?:\.0+)?")
+        hints = (head, f"{int(head):,}") if head.isdigit() else (head[-3:],)
         pattern = re.compile(rf"(?<![\w.,/])\$?{body}(?![\w/]|[.,]\d)")
-        return _Answer(text, pattern, needs_cue=len(re.sub(r"\D", "", text)) < 3, hint=head[-3:])
+        return _Answer(text, pattern, needs_cue=len(re.sub(r"\D", "", text)) < 3, hints=hints)
     if len(text) < 4:
         return None
     body = r"\s+".join(re.escape(word) for word in text.split())
+    first = text.split()[0]
+    spellings = (first, first.lower(), first.upper(), first.capitalize())
     pattern = re.compile(rf"(?<!\w){body}(?!\w)", re.IGNORECASE)
-    return _Answer(text, pattern, needs_cue=False, hint=text.split()[0].lower())
+    return _Answer(text, pattern, needs_cue=False, hints=spellings)
 
 
 def _first_statement(view: View, answer: _Answer) -> tuple[int, int, int, str] | None:
     """(turn, start, end, text) where the model first states the answer by itself."""
+    plain = replace(answer, needs_cue=False)
     for place, turn in enumerate(view.trace.turns[:-1]):
         for message in turn.inputs:
-            plain = replace(answer, needs_cue=False)
             if plain.find(message.text):
                 return None
         for text in (turn.output.reasoning, turn.output.text):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from halo.trace_report.finding import Finding, Thresholds, Verdict, quote
-from halo.trace_report.patterns.tool_priors import same_arguments
 from halo.trace_report.tool_families import is_final, is_polling
 from halo.trace_report.view import CallAt, View
 
@@ -22,7 +21,7 @@ def find(view: View, thresholds: Thresholds) -> Verdict:
     for each in view.calls:
         if is_final(each.name) or is_polling(each.name):
             continue
-        key = (each.name, same_arguments(each))
+        key = (each.name, each.same_arguments)
         before = first.get(key)
         first[key] = each
         if before is None or each.answer is None or before.answer is None:
@@ -34,7 +33,7 @@ def find(view: View, thresholds: Thresholds) -> Verdict:
             continue
         if not now:
             continue  # a write that says nothing
-        text = each.call.arguments_text or same_arguments(each)
+        text = each.call.arguments_text or each.same_arguments
         turn = view.trace.turns[each.turn]
         cost = view.costs[each.turn].value / max(1, len(turn.output.calls))
         findings.append(

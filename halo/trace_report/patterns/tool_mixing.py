@@ -5,6 +5,7 @@ from __future__ import annotations
 from halo.trace_report.finding import Finding, Thresholds, Verdict, quote
 from halo.trace_report.tool_families import family_of, is_final
 from halo.trace_report.view import OUTPUT, CallAt, View
+from halo.trace_report.words import is_telling
 
 NAME = "tool_mixing"
 _FEWEST = 2
@@ -62,7 +63,7 @@ def _uses(view: View, back: CallAt, given: list[CallAt]) -> bool:
         if each.answer_turn > back.turn:
             return True  # asked side by side: it could not use this
         shared = view.words_of(each.answer) & written
-        if any(places.first[word] > begins for word in shared):
+        if any(places.first[word] > begins and is_telling(word) for word in shared):
             return True
     return False
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from halo.trace_report.answers import is_nothing, priors_failure
 from halo.trace_report.finding import Finding, Thresholds, Verdict, quote
 from halo.trace_report.tool_families import (
@@ -30,7 +28,7 @@ def find(view: View, thresholds: Thresholds) -> Verdict:
     for each in view.calls:
         kind = answer_kind(each, each.answer is not None and view.is_failure(each.answer))
         paper = paper or kind in ("error", "empty", "expected empty")
-        key = (each.name, same_arguments(each))
+        key = (each.name, each.same_arguments)
         found = _judge(each, kind, failed.get(key))
         if kind == "error":
             failed[key] = each.turn
@@ -67,14 +65,6 @@ def _judge(
             0.8, f"the same call failed at turn {failed_before + 1} already", 0, len(answer.text)
         )  # fmt: skip
     return None
-
-
-def same_arguments(each: CallAt) -> str:
-    """Arguments as they are compared: spacing and order of fields do not count."""
-    arguments = each.call.arguments
-    if isinstance(arguments, dict):
-        return " ".join(json.dumps(arguments, sort_keys=True).split())
-    return " ".join((each.call.arguments_text or str(arguments)).split())
 
 
 def _cost(view: View, each: CallAt) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from halo.trace_report.finding import Finding, Thresholds, Verdict, quote
 from halo.trace_report.view import ANSWER, View
-from halo.trace_report.words import is_strong
+from halo.trace_report.words import is_strong, is_telling
 
 NAME = "unread_answers"
 _STUB_TOKENS = 50  # what a short notice in its place would take
@@ -34,11 +34,16 @@ def find(view: View, thresholds: Thresholds) -> Verdict:
         answer = each.answer
         assert answer is not None
         here = 3 * each.answer_turn + ANSWER
-        new = [word for word in view.words_of(answer) if places.first[word] == here]
-        used = [word for word in new if places.written.get(word, -1) > here]
+        first, written = places.first, places.written
+        shared = view.words_of(answer) & written.keys()
+        used = [
+            word
+            for word in shared
+            if first[word] == here and written[word] > here and is_telling(word)
+        ]
         if len(used) >= _FEW_WORDS or any(is_strong(word) for word in used):
             continue
-        if not new:
+        if not any(first[word] == here for word in view.words_of(answer)):
             continue  # it repeats what the context has: another rule's business
         confidence = 0.75 if not used else 0.6
         findings.append(

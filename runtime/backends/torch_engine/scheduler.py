@@ -347,9 +347,7 @@ class Scheduler:
 
     # ---- memory
 
-    def _make_room(
-        self, n: int, sequence: SequenceState, others: Sequence[SequenceState]
-    ) -> bool:
+    def _make_room(self, n: int, sequence: SequenceState, others: Sequence[SequenceState]) -> bool:
         """Free `n` slots: cache first, then those of `others` that rank behind `sequence`."""
         while self.pool.free_slots < n:
             freed = self.tree.evict(n - self.pool.free_slots)

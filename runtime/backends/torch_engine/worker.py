@@ -45,9 +45,7 @@ class EngineThread:
         self._order(submit)
         return await self.settle(answer, place)
 
-    async def settle(
-        self, answer: asyncio.Future[Result], place: list[SequenceState]
-    ) -> Result:
+    async def settle(self, answer: asyncio.Future[Result], place: list[SequenceState]) -> Result:
         """Wait for an answer; when the wait is cancelled, so is the request."""
         try:
             return await answer

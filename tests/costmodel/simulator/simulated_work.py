@@ -56,7 +56,8 @@ def workloads(draw: st.DrawFn, *, tools: bool = True, models: tuple[str, ...] = 
         if tools and draw(st.booleans()) and draw(st.booleans()):
             work: ModelWork | ToolWork = ToolWork("tools", draw(st.sampled_from([0.0, 0.1, 1.0])))
         else:
-            parts = [PromptPart(f"s{draw(st.integers(0, 1))}", draw(st.integers(1, 60)))]
+            system = draw(st.integers(0, 1))
+            parts = [PromptPart(f"s{system}", (7, 45)[system])]
             if draw(st.booleans()):
                 parts.append(PromptPart("row", 50, True))
             parts.append(PromptPart(f"own{i}", draw(st.integers(1, 40)), True))

@@ -418,6 +418,13 @@ class TestBadInput:
         with pytest.raises(SimulationError, match=r"'ftp'.*'tools'"):
             simulate(tool, one_worker(engine()), Assignment([-1], [0]))
 
+    def test_equal_keys_of_different_lengths(self) -> None:
+        operations = tuple(
+            Operation(f"o{n}", ModelWork("m", (PromptPart("system", n),), 5)) for n in (10, 20)
+        )
+        with pytest.raises(ProfileError, match=r"'system' has 20 tokens.*and 10 in another"):
+            simulate(Workload(operations, (1,)), one_worker(engine()), Assignment([0, 0], [0, 1]))
+
     @pytest.mark.parametrize(
         "broken",
         [

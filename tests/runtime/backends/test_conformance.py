@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -14,29 +15,42 @@ from runtime.backends.base import Backend, Message, Request, ToolSchema
 from runtime.backends.create import EngineOptions, create_backend, describe_backend
 from runtime.clock import Clock, LoopClock, new_event_loop
 from runtime.errors import BackendError, ContextOverflowError
+from runtime.models.store import ModelStore
 
 T = TypeVar("T")
 Check = Callable[[Backend, Clock], Coroutine[Any, Any, T]]
 
+TINY = "tiny-random"
 ENGINES = [
     pytest.param(("simulated", "any"), id="simulated"),
+    pytest.param(("local", TINY), id="local-tiny"),
     pytest.param(("local", "smollm2-135m-instruct"), id="local", marks=pytest.mark.live),
     pytest.param(("torch", "checkpoint"), id="torch"),
     pytest.param(("torch", "smollm2-135m-instruct"), id="torch-135m", marks=pytest.mark.live),
 ]
 
 
+@pytest.fixture(scope="session")
+def tiny_options(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> EngineOptions:
+    """For the local engine: a store that has the tiny model."""
+    models_dir = tmp_path_factory.mktemp("models")
+    ModelStore(models_dir).add_file(tiny_gguf, TINY)
+    return EngineOptions(models_dir=models_dir, threads=1, max_in_flight=4)
+
+
 @pytest.fixture(params=ENGINES)
 def run(request: pytest.FixtureRequest) -> Callable[[Check[Any]], Any]:
     """Runs a check on an engine that is opened and closed around it."""
     engine, model = request.param
-    if model == "checkpoint":
+    options = EngineOptions(exact=engine == "torch", threads=1)
+    if model == TINY:
+        options = request.getfixturevalue("tiny_options")
+    elif model == "checkpoint":
         model = str(request.getfixturevalue("checkpoint"))
 
     def on_engine(check: Check[Any]) -> Any:
         async def main() -> Any:
             clock = LoopClock()
-            options = EngineOptions(exact=engine == "torch", threads=1)
             backend = await create_backend(engine, model, clock, options)
             try:
                 return await check(backend, clock)
@@ -61,22 +75,22 @@ SCHEMA = {
 
 
 @pytest.mark.parametrize(
-    "engine",
-    [
-        pytest.param("simulated"),
-        pytest.param("local", marks=pytest.mark.live),
-        pytest.param("torch"),
-    ],
+    ("engine", "model"),
+    [("simulated", "any"), ("local", TINY), ("torch", "checkpoint")],
+    ids=["simulated", "local-tiny", "torch"],
 )
 def test_what_is_described_is_what_is_opened(
-    engine: str, request: pytest.FixtureRequest
+    engine: str, model: str, request: pytest.FixtureRequest
 ) -> None:
+    options = EngineOptions()
+    if model == TINY:
+        options = request.getfixturevalue("tiny_options")
+    elif model == "checkpoint":
+        model = str(request.getfixturevalue("checkpoint"))
+
     async def main() -> None:
-        model = "smollm2-135m-instruct"
-        if engine == "torch":
-            model = str(request.getfixturevalue("checkpoint"))
-        described = describe_backend(engine, model, EngineOptions())
-        backend = await create_backend(engine, model, LoopClock(), EngineOptions())
+        described = describe_backend(engine, model, options)
+        backend = await create_backend(engine, model, LoopClock(), options)
         try:
             assert backend.capabilities == described
         finally:
