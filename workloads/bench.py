@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import halo
+from workloads.planner_bench import planner
 from workloads.pte_bench import pte
 
 lm = halo.Model()
@@ -74,4 +75,5 @@ BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
     "overhead": overhead,
     "merge": merging,
     "pte": pte,
+    "planner": planner,
 }

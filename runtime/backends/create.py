@@ -69,7 +69,6 @@ def describe_backend(engine: str, model: str, options: EngineOptions) -> Capabil
         )
     if kind == "openai":
         from runtime.backends import openai
-
         from runtime.fleet.replicas import together
 
         served = openai.find_models(address, model, options.api_key)
