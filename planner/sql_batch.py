@@ -38,7 +38,7 @@ def batched_text(text: str, params: tuple[str, ...]) -> str | None:
 
     - the query is not understood, writes, or is volatile;
     - a parameter is missing in it, or one in it is not named;
-    - its rows come in an order that is up to the database: joins, groups, sets without ORDER BY;
+    - joined with the parameters it might give other rows, another order or other last digits;
     - two of its columns have one name.
     """
     from sqlglot import exp, parse_one
@@ -77,26 +77,27 @@ def batched_text(text: str, params: tuple[str, ...]) -> str | None:
 
 
 def _place(tree: Any) -> Any:
-    """An expression for the place of a row in the answer; None where that is up to the database.
+    """An expression for the place of a row in the answer; None where a join might answer otherwise.
 
-    The rows of one table come in the order of the table, ordered rows in their order, and one row
-    has one place."""
+    The rows of one table come in the order of the table, and one row of counts and extremes has one
+    place. ORDER BY is left alone: rows that are equal in it have no order that a batch could keep,
+    and a position (`ORDER BY 2`) means something else in a window. So are sums and means: their
+    last digits depend on the order in which floating-point numbers are added."""
     from sqlglot import exp, parse_one
 
-    order = tree.args.get("order")
-    if order is not None:
-        window = exp.Window(this=exp.RowNumber(), order=order.copy())
-        return window if not any(order.find_all(exp.Placeholder, exp.Parameter)) else None
-    aggregates = any(each.find(exp.AggFunc) for each in tree.expressions)
-    windows = any(each.find(exp.Window) for each in tree.expressions)
-    if aggregates and not windows and not tree.args.get("group"):
-        return parse_one("1", read="duckdb")
-    source = tree.args.get("from_") or tree.args.get("from")
     parts = ("joins", "group", "laterals", "with_", "with", "qualify", "windows", "pivots")
-    if source is None or aggregates or any(tree.args.get(part) for part in parts):
+    parts += ("order", "limit", "offset", "having")
+    source = tree.args.get("from_") or tree.args.get("from")
+    if source is None or any(tree.args.get(part) for part in parts):
         return None
     if not isinstance(source.this, exp.Table) or any(tree.find_all(exp.Subquery, exp.Exists)):
         return None
     if any(node.args.get("query") for node in tree.find_all(exp.In)):
         return None
-    return exp.column("rowid", table=source.this.alias_or_name)
+    if any(tree.find_all(exp.Window)):
+        return None
+    aggregates = list(tree.find_all(exp.AggFunc))
+    if not aggregates:
+        return exp.column("rowid", table=source.this.alias_or_name)
+    exact = all(isinstance(each, exp.Count | exp.Min | exp.Max) for each in aggregates)
+    return parse_one("1", read="duckdb") if exact else None

@@ -75,7 +75,7 @@ class Lane:
     @property
     def free(self) -> int:
         """Slots that nobody has."""
-        return self._free
+        return max(0, self.engine.in_flight_limit - self._taken)
 
     @property
     def priming_stats(self) -> PrimingStats:

@@ -17,6 +17,7 @@ from functools import cache
 from typing import Any
 
 import halo
+from halo.dsl.sql import sql
 
 _MARK = re.compile("\ue0f5([0-9]+)\ue0f6")
 
@@ -148,11 +149,12 @@ class HaloOps(Ops):
         self, model: str, prompt: str, *, system: str = "", max_tokens: int = 32, name: str = ""
     ) -> Any:
         lm = halo.Model(self._models.get(model, model))
-        extra = {"system": system} if system else {}
-        return lm.gen(prompt, max_tokens=max_tokens, name=name or "gen", **extra)
+        return lm.gen(
+            prompt, system=system or None, max_tokens=max_tokens, name=name or "gen"
+        )
 
     def sql(self, text: str, **params: Any) -> Any:
-        return halo.sql(text, **params)
+        return sql(text, **params)
 
     def http(self, route: str, query: Any) -> Any:
         return _http_tool(route, self._api_url, self._max_tools)(q=query)

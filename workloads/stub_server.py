@@ -96,7 +96,7 @@ class StubServer:
                 await done.wait()
         finally:
             self._running -= 1
-        answer = {
+        answer: dict[str, Any] = {
             "text": words(hashlib.sha256(prompt.encode()).hexdigest(), n_tokens),
             "meta_info": {
                 "id": body.get("rid", ""),

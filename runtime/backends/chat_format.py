@@ -163,7 +163,7 @@ class ChatFormat:
                 enable_thinking=False,
                 **self._names,
             )
-        except minijinja.TemplateError as error:
+        except (minijinja.TemplateError, ValueError, TypeError) as error:
             raise PromptError(
                 f"the chat template of {self._folder} refused the conversation: {error}",
                 backend=self._backend,

@@ -11,6 +11,7 @@ import aiohttp
 
 from runtime.backends.event_stream import DONE, EventReader
 from runtime.backends.http_errors import not_an_answer, status_error, unreachable
+from runtime.clock import Clock
 from runtime.errors import BackendError, EngineUnreachableError, TruncatedAnswerError
 
 CONNECT_TIMEOUT_S = 10.0
@@ -32,6 +33,7 @@ class HttpClient:
     def __init__(
         self,
         url: str,
+        clock: Clock,
         *,
         backend: str,
         api_key: str = "",
@@ -41,6 +43,7 @@ class HttpClient:
         self.url = url
         self.timeout_s = timeout_s
         self._backend = backend
+        self._clock = clock
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=connect_timeout_s)
         self._session: aiohttp.ClientSession | None = None
@@ -158,7 +161,8 @@ class HttpClient:
     def _faults(self, route: str) -> Generator[None, None, None]:
         url = self.url + route
         try:
-            yield
+            with self._clock.outside():
+                yield
         except BackendError:
             raise
         except aiohttp.ClientPayloadError as error:

@@ -69,7 +69,9 @@ class OpenAIBackend(Backend):
         self.dialect = Dialect()
         self._clock = clock
         self._capabilities = capabilities_of(served, max_in_flight)
-        self._http = HttpClient(served.url, backend=NAME, api_key=api_key, timeout_s=timeout_s)
+        self._http = HttpClient(
+            served.url, clock, backend=NAME, api_key=api_key, timeout_s=timeout_s
+        )
         self._limit = RateLimit(
             clock,
             requests_per_minute=requests_per_minute,

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from costmodel.tokens import BYTES_PER_TOKEN
-from runtime.backends.base import Backend, Capabilities, Completion, Request
+from runtime.backends.base import Backend, Capabilities, Completion, Request, ToolCall
 from runtime.backends.chat_format import ChatFormat
 from runtime.backends.http_client import HttpClient
 from runtime.backends.sglang_info import NAME, ServerInfo, probe
@@ -108,7 +108,7 @@ class SglangBackend(Backend):
         self._clock = clock
         self._options = options or WireOptions()
         self._capabilities = capabilities_of(info, template, max_in_flight)
-        self._http = HttpClient(info.url, backend=NAME, api_key=api_key, timeout_s=timeout_s)
+        self._http = HttpClient(info.url, clock, backend=NAME, api_key=api_key, timeout_s=timeout_s)
         self._admission = Admission(
             most=self._capabilities.max_in_flight, chunk_tokens=info.chunk_tokens
         )
@@ -149,7 +149,8 @@ class SglangBackend(Backend):
         end_s = self._clock.now_s()
         if first_token_s is None and answer.decode_s is not None:
             first_token_s = max(start_s, end_s - answer.decode_s)
-        text, calls = answer.text, ()
+        text = answer.text
+        calls: tuple[ToolCall, ...] = ()
         if request.tools:
             text, calls = read_tool_calls(text, request.tools, request.key[:12] or "call")
             text = self._template.without_control(text)

@@ -140,7 +140,9 @@ def prepare() -> None:
     torch = importlib.import_module("torch")
     declare_torchvision_operators(torch)
     drop_pinned_memory(torch)
-    after = {"sglang.srt.constrained.xgrammar_backend": mask_grammars_on_cpu}
+    after: dict[str, Callable[[Any], None]] = {
+        "sglang.srt.constrained.xgrammar_backend": mask_grammars_on_cpu
+    }
     sys.meta_path[:0] = [AbsentKernels(), AfterImport(after)]
 
 

@@ -90,6 +90,10 @@ def test_words_around_a_query_do_not_matter_and_names_do() -> None:
         "SELECT name FROM items",
         "SELECT name FROM items WHERE id = $id AND price > random()",
         "INSERT INTO items VALUES ($id)",
+        "SELECT name FROM items WHERE kind = $id ORDER BY price DESC, name LIMIT 2",
+        "SELECT kind, price FROM items WHERE id = $id ORDER BY 2",
+        "SELECT sum(price) AS total FROM items WHERE kind = $id",
+        "SELECT name FROM items WHERE kind = $id LIMIT 2",
         "SELECT 1 UNION SELECT $id",
     ],
 )
@@ -102,7 +106,6 @@ def test_look_ups_that_are_asked_alone(text: str) -> None:
     [
         "SELECT name, price FROM items WHERE id = $id",
         "SELECT * FROM items WHERE id = $id AND price < $most",
-        "SELECT name FROM items WHERE kind = $id ORDER BY price DESC, name LIMIT 2",
         "SELECT name AS n, $most AS m FROM items WHERE id >= $id",
         "SELECT count(*) AS n, max(price) AS most FROM items WHERE id = $id AND price < $most",
     ],
