@@ -182,7 +182,7 @@ async def measure(
         model=model,
         device=device,
         samples=tuple(samples),
-        facts={"seed": seed, "wall_s": clock.now_s() - started},
+        facts={"seed": seed, "spent_s": clock.now_s() - started},
     )
 
 
