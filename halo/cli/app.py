@@ -292,6 +292,13 @@ def calibrate(
     ] = None,
     budget_s: Annotated[float, typer.Option(min=5, help="seconds to measure at most")] = 170.0,
     held_out: Annotated[int, typer.Option(min=10, help="mixed batches to judge by")] = 60,
+    processor_time: Annotated[
+        bool,
+        typer.Option(
+            "--processor-time",
+            help="count the engine's processor seconds: one thread on a machine that is not quiet",
+        ),
+    ] = False,
     config: ConfigFile = None,
     seed: Seed = None,
     threads: Annotated[int | None, typer.Option(min=1, help="threads of the engine")] = None,
@@ -302,7 +309,7 @@ def calibrate(
 
     return verb.calibrate(
         samples_file=samples, save_samples=save_samples, out=out, hardware=hardware, shape=shape,
-        budget_s=budget_s, held_out=held_out, config_file=config,
+        budget_s=budget_s, held_out=held_out, processor_time=processor_time, config_file=config,
         flags=settings(engine=engine, model=model, seed=seed, threads=threads), json_out=json,
     )  # fmt: skip
 
