@@ -29,7 +29,7 @@ HaloError
 from __future__ import annotations
 
 from costmodel.errors import CalibrationError, HaloError, ProfileError, SimulationError
-from halo.sql.errors import SqlError, SqlRefusedError
+from halo.ai_sql.errors import SqlError, SqlRefusedError
 from planner.errors import InvariantError, PlanError
 from runtime.errors import (
     BackendError,

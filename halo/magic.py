@@ -33,9 +33,9 @@ def load_ipython_extension(ipython: Any) -> None:
 def run_cell(line: str, cell: str, names: dict[str, Any]) -> Any:
     """Run a cell in the namespace `names`; returns what the notebook shows."""
     asked = _arguments(line)
+    from halo.ai_sql.api import run_sql
+    from halo.ai_sql.batch import SqlBatch, SqlOptions
     from halo.session import Session, default_session
-    from halo.sql.api import run_sql
-    from halo.sql.batch import SqlBatch, SqlOptions
 
     settings = {k: v for k in ("engine", "model", "db") if (v := getattr(asked, k)) is not None}
     session = _session(names, settings, Session) if settings else default_session()

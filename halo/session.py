@@ -333,7 +333,7 @@ class Session:
         asked: Mapping[str, Json] | None = None,
         sql: SqlSession | None = None,
     ) -> RunResult:
-        """Run what `prepare` made. `sql` is the database of a SQL batch (`halo.sql.batch`)."""
+        """Run what `prepare` made. `sql` is the database of a SQL batch (`halo.ai_sql.batch`)."""
         inputs = RunInputs(
             plan=prepared.plan,
             stats=prepared.stats,

@@ -15,7 +15,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-models_app = typer.Typer(help="Local models: list, pull, remove.", no_args_is_help=True)
+models_app = typer.Typer(help="Local models: list, pull, remove, serve.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 engine_app = typer.Typer(help="Servers: start one.", no_args_is_help=True)
 app.add_typer(engine_app, name="engine")
@@ -332,6 +332,30 @@ def models_pull(
     from halo.cli import models as verb
 
     return verb.pull(name, from_file)
+
+
+@models_app.command("serve")
+def models_serve(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="a name, a GGUF file or a folder")],
+    engine: Annotated[str, typer.Option(help="torch, local or simulated")] = "torch",
+    port: Annotated[int, typer.Option(help="0 takes any that is free")] = 8321,
+    threads: Annotated[int | None, typer.Option(help="processor threads")] = None,
+    max_in_flight: Annotated[
+        int | None, typer.Option(help="requests in the engine at once")
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="float32 throughout")] = False,
+    precision: Annotated[
+        str | None, typer.Option(help="torch engine: float32, bfloat16 or int8")
+    ] = None,
+    seed: Seed = None,
+) -> int:
+    """Serve a model on this machine under the OpenAI API: chat, completions, streaming."""
+    from halo.cli import serve_model as verb
+
+    return verb.serve_model(
+        name, engine=engine, port=port, threads=threads, max_in_flight=max_in_flight,
+        exact=exact, precision=precision, seed=seed or 0,
+    )  # fmt: skip
 
 
 @models_app.command("remove")

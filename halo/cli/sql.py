@@ -10,15 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from halo.ai_sql.batch import SqlBatch, SqlOptions
+from halo.ai_sql.errors import SqlRefusedError
+from halo.ai_sql.results import FORMATS, QueryResult
+from halo.ai_sql.table import print_table
 from halo.config import Config, load_config
 from halo.errors import HaloError, RunDirectoryError
 from halo.load import load_flow
 from halo.progress import Reporter
 from halo.session import Session
-from halo.sql.batch import SqlBatch, SqlOptions
-from halo.sql.errors import SqlRefusedError
-from halo.sql.results import FORMATS, QueryResult
-from halo.sql.table import print_table
 
 
 def sql(

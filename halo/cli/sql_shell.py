@@ -14,13 +14,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from halo.ai_sql.batch import SqlBatch, SqlOptions
+from halo.ai_sql.results import FORMATS, RowFailure
 from halo.cli.sql import exit_code, print_results, say_end
 from halo.config import Config
 from halo.errors import HaloError
 from halo.progress import Reporter
 from halo.session import Session
-from halo.sql.batch import SqlBatch, SqlOptions
-from halo.sql.results import FORMATS, RowFailure
 
 PROMPT, MORE = "halo> ", "  ... "
 HISTORY_LINES = 2000

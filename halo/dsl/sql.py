@@ -66,7 +66,7 @@ class SqlFunction:
         """
         if current_scope() is not None or in_eager_run():
             return query("", text, params, 1000)
-        from halo.sql.api import run_sql
+        from halo.ai_sql.api import run_sql
 
         settings = {name: params.pop(name) for name in _SETTINGS if name in params}
         return run_sql(text, parameters=params, **settings)

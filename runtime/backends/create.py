@@ -21,6 +21,7 @@ class EngineOptions:
         announce: is told, from any thread, what takes long when the engine is opened, such as a
             model being fetched.
         api_key, tokenizer, tenant, steer, requests_per_minute, tokens_per_minute: for servers.
+        precision: of the torch engine: float32, bfloat16 or int8.
     """
 
     seed: int = 0
@@ -28,6 +29,7 @@ class EngineOptions:
     threads: int | None = None
     max_in_flight: int | None = None
     exact: bool = False
+    precision: str | None = None
     announce: Callable[[str], None] | None = None
     api_key: str = field(default="", repr=False)
     tokenizer: Path | None = None
@@ -67,7 +69,6 @@ def describe_backend(engine: str, model: str, options: EngineOptions) -> Capabil
         )
     if kind == "openai":
         from runtime.backends import openai
-
         from runtime.fleet.replicas import together
 
         served = openai.find_models(address, model, options.api_key)

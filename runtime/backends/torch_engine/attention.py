@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from runtime.backends.torch_engine.arrays import to_tensor
 from runtime.backends.torch_engine.kv_pool import KVPool
 from runtime.backends.torch_engine.radix import Ids
 from runtime.backends.torch_engine.sequence import Chunk
@@ -131,7 +132,7 @@ class SharedKeys:
         self._parts = [
             (
                 rows_of([spans[i] for i in members], device),
-                torch.from_numpy(np.concatenate(parts)).to(device),
+                to_tensor(np.concatenate(parts), device),
             )
             for members, parts in joined.items()
         ]
@@ -157,7 +158,7 @@ class PrefillPlan:
         ends = list(itertools.accumulate(len(c.slots) for c in chunks))
         self.spans = list(zip([0, *ends[:-1]], ends, strict=True))
         self.n_rows = ends[-1]
-        slots = torch.from_numpy(np.concatenate([c.slots for c in chunks]))
+        slots = to_tensor(np.concatenate([c.slots for c in chunks]))
         self._slots = slots.to(device)
         self._groups = [
             _CausalGroup([self.spans[i] for i in members], device)

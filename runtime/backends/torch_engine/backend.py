@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from costmodel.usage import Usage
-from runtime.backends.base import Backend, Capabilities, Completion, Request
+from runtime.backends.base import Backend, Capabilities, Completion, Request, ToolCall
 from runtime.backends.torch_engine.errors import ENGINE, RequestRefusedError
 from runtime.backends.torch_engine.settings import (
     ModelFacts,
@@ -69,19 +69,25 @@ def _load(
 ) -> tuple[LoadedModel, str]:
     import torch
 
-    from runtime.backends.torch_engine.linear import PRECISIONS, Precision, resolve_precision
+    from runtime.backends.torch_engine.linear import (
+        PRECISIONS,
+        default_precision,
+        resolve_precision,
+    )
     from runtime.backends.torch_engine.loading import find_model, load_model
 
     # One setting of the whole process: torch has no other. All cores unless told otherwise.
     torch.set_num_threads(options.threads or usable_cores())
-    asked = torch_options.precision or ("float32" if options.exact else "bfloat16")
+    name = torch_options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    asked = torch_options.precision or options.precision
+    if asked is None:
+        asked = "float32" if options.exact else default_precision(device)
     if asked not in PRECISIONS:
         raise BackendError(
             f"precision {asked!r}; the torch engine has {', '.join(PRECISIONS)}", backend=NAME
         )
-    name = torch_options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    precision, note = resolve_precision(cast("Precision", asked), device)
+    precision, note = resolve_precision(asked, device)
     path = find_model(model, options.models_dir, announce=lambda _: None)
     keep = torch_options.swiftkv is not None
     return load_model(path, precision, device, keep_projections=keep), note
@@ -111,7 +117,7 @@ class TorchBackend(Backend):
         self._capabilities = capabilities(
             facts,
             options.max_in_flight,
-            deterministic=options.exact or torch_options.precision == "float32",
+            deterministic=options.exact,
         )
         defaults = SchedulerConfig()
         config = EngineConfig(
@@ -151,20 +157,41 @@ class TorchBackend(Backend):
         return len(self.tokenizer.encode_answer(text))
 
     async def generate(
+        self, request: Request, on_prefilled: Callable[[], None] | None = None
+    ) -> Completion:
+        start_s = self.now_s()
+        ids = self.encode(request)
+        if request.options:
+            with self._clock.outside():
+                return await self._choose(request, ids, start_s, on_prefilled)
+        return await self._answer(request, ids, start_s, on_prefilled)
+
+    async def stream(self, request: Request, on_text: Callable[[str], None]) -> Completion:
+        """As `generate`; `on_text` is called with each new piece of the answer."""
+        return await self._answer(request, self.encode(request), self.now_s(), on_text=on_text)
+
+    async def complete(
+        self,
+        prompt: str | Sequence[int],
+        request: Request,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Completion:
+        """Continue `prompt`, a text or tokens, without a chat template. Of `request` everything but
+        the messages counts."""
+        ids = self.tokenizer.encode([prompt]) if isinstance(prompt, str) else list(prompt)
+        return await self._answer(request, ids, self.now_s(), on_text=on_text)
+
+    async def _answer(
         self,
         request: Request,
+        ids: list[int],
+        start_s: float,
         on_prefilled: Callable[[], None] | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> Completion:
-        """As `Backend.generate`; `on_text` is called with each new piece of the answer."""
-        start_s = self.now_s()
-        ids = self.encode(request)
+        generation = self.to_generation(request, ids, on_prefilled, on_text)
         with self._clock.outside():
-            if request.options:
-                return await self._choose(request, ids, start_s, on_prefilled)
-            result = await self._thread.generate(
-                self.to_generation(request, ids, on_prefilled, on_text)
-            )
+            result = await self._thread.generate(generation)
         return self.to_completion(request, result, start_s)
 
     def now_s(self) -> float:
@@ -209,7 +236,7 @@ class TorchBackend(Backend):
         text = result.text if request.stop else self.tokenizer.decode(result.ids)
         finish: Literal["stop", "length", "tool_calls"]
         finish = "length" if result.finish_reason == "length" else "stop"
-        calls = ()
+        calls: tuple[ToolCall, ...] = ()
         if request.tools:
             text, calls = split_tool_calls(text, {t.name for t in request.tools}, request.key)
             finish = "tool_calls" if calls else finish

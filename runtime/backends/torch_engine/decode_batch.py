@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from runtime.backends.torch_engine.arrays import to_tensor
 from runtime.backends.torch_engine.attention import Merge, attend, attend_shared
 from runtime.backends.torch_engine.kv_pool import KVPool
 from runtime.backends.torch_engine.radix import Ids
@@ -100,7 +101,7 @@ class DecodeBatch:
         """Append the rows' keys and values, then attend. Returns [rows, heads * dim]."""
         self._pool.k[layer].index_copy_(0, self._slots, k)
         self._pool.v[layer].index_copy_(0, self._slots, v)
-        rows, heads, dim = q.shape
+        heads, dim = q.shape[1:]
         kv_heads = k.shape[1]
         outs: list[torch.Tensor] = []
         sums: list[torch.Tensor] = []
@@ -149,17 +150,17 @@ class DecodeBatch:
         runs: dict[tuple[int, ...], list[tuple[int, Ids]]] = {}
         for path in paths.values():
             for node in path:
-                who = users.pop(node.uid, None)
-                if who is not None:
-                    runs.setdefault(tuple(who), []).append((node.uid, node.slots))
+                standing = users.pop(node.uid, None)
+                if standing is not None:
+                    runs.setdefault(tuple(standing), []).append((node.uid, node.slots))
         shared: dict[Signature, tuple[tuple[int, ...], Ids]] = {}
         shared_uids: set[int] = set()
         for who, parts in runs.items():
             tokens = sum(len(slots) for _, slots in parts)
             if self._cascade and (len(who) - 1) * tokens >= MIN_SAVED_READS:
-                signature = tuple(uid for uid, _ in parts)
-                shared[signature] = (who, np.concatenate([slots for _, slots in parts]))
-                shared_uids.update(signature)
+                name = tuple(uid for uid, _ in parts)
+                shared[name] = (who, np.concatenate([slots for _, slots in parts]))
+                shared_uids.update(name)
         own: dict[int, tuple[SequenceState, Signature, list[Ids]]] = {}
         for sequence in sequences:
             nodes = [n for n in paths[sequence.uid] if n.uid not in shared_uids]
@@ -205,7 +206,7 @@ class DecodeBatch:
                 index = torch.tensor(rows, device=self._device)
             run = self._shared.get(signature)
             if run is None:
-                at = torch.from_numpy(slots).to(self._device)
+                at = to_tensor(slots, self._device)
                 k, v = self._pool.k.index_select(1, at), self._pool.v.index_select(1, at)
                 run = _SharedRun(k, v, index)
             run.rows = index
@@ -218,7 +219,7 @@ class DecodeBatch:
             capacity *= 2
         bucket = self._bucket_with_room(capacity)
         i, n = len(bucket.lanes), len(slots)
-        at = torch.from_numpy(slots).to(self._device)
+        at = to_tensor(slots, self._device)
         bucket.k[:, i, :n] = self._pool.k.index_select(1, at)
         bucket.v[:, i, :n] = self._pool.v.index_select(1, at)
         bucket.mask[i] = float("-inf")

@@ -263,11 +263,10 @@ class Engine:
         fresh = step.cohort is None or step.cohort.group == 1
         prefilled = sum(len(c.slots) for c in step.chunks) if fresh else 0
         prefilled += sum(len(s.prompt) for s in step.selective)
-        decodes = len(step.decodes) - len(step.selective)
         metrics = StepMetrics(
             Usage(prefilled + step.hit_tokens, sampled, step.hit_tokens),
             prefilled,
-            decodes,
+            len(step.decodes),
             self.tree.stats.evicted_tokens - evicted,
             self.scheduler.preempted - preempted,
             len(self.scheduler.prefilling) + len(self.scheduler.decoding),
@@ -338,6 +337,7 @@ class Engine:
             return
         sequence.output.append(token)
         if sequence.stream is not None and self._push_text(sequence, token):
+            sequence.stream = None  # what may follow a stop text is no part of the answer
             self._finish(sequence, "stop")
             return
         constraint = request.constraint
@@ -367,6 +367,8 @@ class Engine:
 
     def _finish(self, sequence: SequenceState, reason: FinishReason) -> None:
         request = sequence.request
+        if sequence.stream is not None:
+            sequence.text += sequence.stream.rest()
         if request.on_text is not None and len(sequence.text) > sequence.told:
             request.on_text(sequence.text[sequence.told :])
             sequence.told = len(sequence.text)

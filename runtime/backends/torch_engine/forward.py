@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from runtime.backends.torch_engine.arrays import to_tensor
 from runtime.backends.torch_engine.attention import Merge, PrefillPlan, SharedKeys
 from runtime.backends.torch_engine.decode_batch import DecodeBatch
 from runtime.backends.torch_engine.kv_pool import KVPool
@@ -35,6 +36,8 @@ class Forward:
         """Compute the step. Returns the logits of rows that predict a token that is wanted."""
         decodes = self.decode.prepare(step.decodes) if step.decodes else []
         plan = PrefillPlan(step.chunks, self.pool, self.model.device) if step.chunks else None
+        if not decodes and plan is None:
+            return None, []
         n = len(decodes)
         wanted: list[int] = list(range(n))
         rows: LogitRows = [(s, s.n_tokens) for s in decodes]
@@ -174,5 +177,5 @@ def _tokens(
     for chunk in chunks:
         ids.append(chunk.sequence.tokens(chunk.start, chunk.end))
         positions.append(np.arange(chunk.start, chunk.end))
-    pair = (torch.from_numpy(np.concatenate(a)).to(device) for a in (ids, positions))
+    pair = (to_tensor(np.concatenate(a), device) for a in (ids, positions))
     return next(pair), next(pair)

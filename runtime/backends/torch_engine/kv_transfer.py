@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from runtime.backends.torch_engine.arrays import to_tensor
 from runtime.backends.torch_engine.engine import Engine
 from runtime.backends.torch_engine.errors import ENGINE
 from runtime.backends.torch_engine.model import Model
@@ -54,12 +55,12 @@ def export_prefix(engine: Engine, ids: Sequence[int]) -> bytes:
         raise KVTransferError("prompts are between two layer groups: export when they are done")
     node, hit = engine.tree.descend(scheduler.root, np.asarray(ids, np.int64))
     runs = [n.slots for n in node.path()]
-    slots = torch.from_numpy(np.concatenate(runs) if runs else np.empty(0, np.int64))
+    slots = to_tensor(np.concatenate(runs) if runs else np.empty(0, np.int64))
     at = slots.to(pool.k.device)
     header = {"format": FORMAT, "model": fingerprint(engine.model, scheduler.namespace)}
     return save(
         {
-            "ids": torch.from_numpy(np.asarray(ids[:hit], np.int64)),
+            "ids": to_tensor(np.asarray(ids[:hit], np.int64)),
             "k": pool.k.index_select(1, at).cpu().contiguous(),
             "v": pool.v.index_select(1, at).cpu().contiguous(),
         },
@@ -85,7 +86,7 @@ def import_prefix(engine: Engine, data: bytes) -> int:
                 "are free"
             )
         slots = pool.take(missing)
-        at = torch.from_numpy(slots).to(pool.k.device)
+        at = to_tensor(slots, pool.k.device)
         pool.k.index_copy_(1, at, k[:, hit:].to(pool.k.device))
         pool.v.index_copy_(1, at, v[:, hit:].to(pool.v.device))
         tree.insert(node, ids[hit:].copy(), slots)

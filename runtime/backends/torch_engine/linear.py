@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, cast
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +57,7 @@ class Int8Linear:
         self._bias = bias
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        y = torch._weight_int8pack_mm(x, self._weight, self._scale)
+        y: torch.Tensor = torch.ops.aten._weight_int8pack_mm(x, self._weight, self._scale)
         return y if self._bias is None else y + self._bias
 
 
@@ -68,6 +69,30 @@ def resolve_precision(precision: Precision, device: torch.device) -> tuple[Preci
         fallback: Precision = "float32"
         return fallback, f"this CPU has no bfloat16 products: {fallback} is used"
     return precision, ""
+
+
+def default_precision(device: torch.device) -> Precision:
+    """The faster of the two exact types of weights. A bfloat16 product pays where the processor has
+    tiles for it (AMX) or multiplies bfloat16 vectors at full rate (AMD's AVX-512); Intel's AVX-512
+    does it at half the rate of float32, which costs more than the smaller weights save from about
+    ten rows on."""
+    if device.type != "cpu":
+        return "bfloat16"
+    if not _bf16_on_cpu():
+        return "float32"
+    processor = cast("Any", torch.cpu)
+    if processor._is_amx_tile_supported():
+        return "bfloat16"
+    amd = _cpu_vendor() == "AuthenticAMD"
+    return "bfloat16" if amd and processor._is_avx512_bf16_supported() else "float32"
+
+
+def _cpu_vendor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((x.partition(":")[2].strip() for x in lines if x.startswith("vendor_id")), "")
 
 
 def compute_dtype(precision: Precision) -> torch.dtype:
@@ -84,12 +109,14 @@ def make_linear(
     bias = None if bias is None else bias.to(device=device, dtype=dtype)
     if precision == "int8":
         return Int8Linear(weight, bias)
-    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+    if device.type == "cpu" and _has_onednn():
         return PackedLinear(weight, bias)
     return PlainLinear(weight, bias)
 
 
 def _bf16_on_cpu() -> bool:
-    return bool(torch.backends.mkldnn.is_available()) and bool(
-        torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    return _has_onednn() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _has_onednn() -> bool:
+    return bool(cast("Any", torch.backends.mkldnn).is_available())

@@ -45,12 +45,15 @@ def find_model(
         if not path.exists():
             raise ModelNotFoundError(f"no file {path}", backend=ENGINE)
         return path
+    if len(path.parts) > 1:
+        raise bad_file(
+            f"{path}: neither a GGUF file nor a directory with config.json (a Hugging Face "
+            "checkpoint)"
+        )
     store = ModelStore(models_dir, say=announce)
     stored = store.find(name)
     if stored is not None:
         return stored.weights
-    if path.is_dir():
-        raise bad_file(f"{path}: no config.json, so it is not a Hugging Face checkpoint")
     entry = store.entry(name)
     if entry is None:
         raise store.unknown(name)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
+from runtime.backends.torch_engine.arrays import to_ints
 from runtime.backends.torch_engine.linear import Linear
 from runtime.backends.torch_engine.shape import MoeShape
 
@@ -54,7 +55,7 @@ class MoeMlp:
         flat = chosen.flatten()
         order = torch.argsort(flat, stable=True)
         rows = order // self._shape.top_k
-        counts = torch.bincount(flat, minlength=self._shape.n_experts).tolist()
+        counts = to_ints(torch.bincount(flat, minlength=self._shape.n_experts))
         out = torch.zeros_like(x)
         start = 0
         for expert, count in enumerate(counts):

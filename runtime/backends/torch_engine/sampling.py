@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from runtime.backends.torch_engine.arrays import to_floats, to_ints, to_tensor
 from runtime.backends.torch_engine.sequence import GenerationRequest, SequenceState
 
 HEAD_TOKENS = 512
@@ -22,10 +23,10 @@ def sample(logits: torch.Tensor, sequences: Sequence[SequenceState]) -> list[int
     for row, sequence in enumerate(sequences):
         constraint = sequence.request.constraint
         if constraint is not None:
-            allowed = torch.from_numpy(constraint.allowed()).to(logits.device)
+            allowed = to_tensor(constraint.allowed(), logits.device)
             logits[row, : len(allowed)].masked_fill_(~allowed, float("-inf"))
             logits[row, len(allowed) :] = float("-inf")
-    tokens: list[int] = logits.argmax(-1).tolist()
+    tokens = to_ints(logits.argmax(-1))
     for row, sequence in enumerate(sequences):
         if sequence.request.temperature > 0:
             tokens[row] = _draw(logits[row], sequence.request, sequence.random.random())
@@ -65,5 +66,5 @@ def _pick(mass: torch.Tensor, u: float) -> int:
 
 def chosen_logprobs(logits: torch.Tensor, tokens: Sequence[int]) -> list[float]:
     """Log-probabilities, at temperature 1, of one token a row."""
-    at = torch.from_numpy(np.asarray(tokens, np.int64)).to(logits.device)[:, None]
-    return (logits.gather(1, at)[:, 0] - torch.logsumexp(logits, -1)).tolist()
+    at = to_tensor(np.asarray(tokens, np.int64), logits.device)[:, None]
+    return to_floats(logits.gather(1, at)[:, 0] - torch.logsumexp(logits, -1))

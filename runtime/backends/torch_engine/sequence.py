@@ -117,6 +117,8 @@ class TextStream(Protocol):
 
     def push(self, token: int) -> str: ...
 
+    def rest(self) -> str: ...
+
 
 class SequenceState:
     """A request and where its tokens are.

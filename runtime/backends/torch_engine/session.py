@@ -7,7 +7,7 @@ replaced end costs what comes after the longest common prefix.
 from __future__ import annotations
 
 import asyncio
-import os
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -90,4 +90,5 @@ class PromptSession:
         """The prompt's tokens up to where more text may change them: what two different
         continuations have in common. Guessing wrong costs a token or two, never an answer."""
         one, other = (self._backend.encode(self._current(self._text + t)) for t in (" a", "\n\n"))
-        return os.path.commonprefix([one, other])
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+        return [token for token, _ in same]

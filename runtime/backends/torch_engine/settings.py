@@ -85,8 +85,8 @@ class TorchOptions:
     """What the torch engine may be told beyond `EngineOptions`.
 
     Attributes:
-        precision: float32, bfloat16 or int8; None for float32 when exact answers are asked for
-            and bfloat16 otherwise.
+        precision: float32, bfloat16 or int8; None for float32 when exact answers are asked for,
+            and otherwise for the faster of float32 and bfloat16 on this processor.
         device: as torch names it; None for CUDA where torch sees it.
         max_kv_tokens: slots of the KV pool; None for a share of memory.
         layer_groups, swiftkv: see `SchedulerConfig` and `SwiftKV` (keep_layers, group).

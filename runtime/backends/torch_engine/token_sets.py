@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from runtime.backends.torch_engine.arrays import to_tensor
 from runtime.backends.torch_engine.attention import attend
 from runtime.backends.torch_engine.kv_pool import KVPool
 from runtime.backends.torch_engine.linear import Linear, make_linear
@@ -69,7 +70,7 @@ def selective_prefill(model: Model, pool: KVPool, sequence: SequenceState) -> to
     selection = sequence.request.selection
     assert selection is not None
     shape = model.shape
-    ids = torch.from_numpy(sequence.prompt).to(model.device)
+    ids = to_tensor(sequence.prompt, model.device)
     n_prompt = len(ids)
     n_kept = kept_tokens(n_prompt, selection.retain, selection.window)
     n_on = kept_tokens(n_prompt, selection.rate, selection.window)

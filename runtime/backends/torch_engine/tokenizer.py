@@ -6,6 +6,7 @@ piece, and data that spells one has been cut into two, so it stays data.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -49,7 +50,7 @@ class Tokenizer:
     def encode_answer(self, text: str) -> list[int]:
         """Tokens of `text` as a model would write it: nothing in it is a control token."""
         breaks = [0, *self.template.breaks_of(text), len(text)]
-        return self.encode(text[a:b] for a, b in zip(breaks, breaks[1:], strict=False) if a < b)
+        return self.encode(text[a:b] for a, b in itertools.pairwise(breaks) if a < b)
 
     def decode(self, ids: Sequence[int]) -> str:
         return cast("str", self._backend.decode(list(ids), skip_special_tokens=True))
@@ -71,9 +72,20 @@ class TokenStream:
 
         self._backend = backend
         self._stream = DecodeStream(skip_special_tokens=True)
+        self._ids: list[int] = []
+        self._told = 0
 
     def push(self, token: int) -> str:
-        return self._stream.step(self._backend, token) or ""
+        """The text that `token` completes, perhaps none."""
+        self._ids.append(token)
+        text = self._stream.step(self._backend, token) or ""
+        self._told += len(text)
+        return text
+
+    def rest(self) -> str:
+        """What is left at the end: bytes that make no character, as replacement characters."""
+        whole = cast("str", self._backend.decode(self._ids, skip_special_tokens=True))
+        return whole[self._told :]
 
 
 def gguf_tokenizer(header: GgufHeader) -> Tokenizer:
@@ -113,7 +125,9 @@ def gguf_tokenizer(header: GgufHeader) -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.Sequence(cast("Any", split))
     backend.decoder = decoders.ByteLevel()
     special = header.special_tokens
-    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    cast("Any", backend).add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in special]
+    )
     names = ("eos_token_id", "eot_token_id", "eom_token_id")
     stops = [meta.get(f"tokenizer.ggml.{n}") for n in names]
     stop_ids = [s for s in stops if isinstance(s, int)]
@@ -147,8 +161,9 @@ def directory_tokenizer(directory: Path) -> Tokenizer:
     generation = _json(directory / "generation_config.json")
     eos = generation.get("eos_token_id", _json(directory / "config.json").get("eos_token_id"))
     named = config.get("eos_token")
-    eos_text = named.get("content", "") if isinstance(named, dict) else named or ""
-    stop_ids = [i for i in (eos if isinstance(eos, list) else [eos]) if isinstance(i, int)]
+    eos_text = _token_text(named)
+    ids: list[Any] = eos if isinstance(eos, list) else [eos]
+    stop_ids = [i for i in ids if isinstance(i, int)]
     token = backend.token_to_id(eos_text) if eos_text else None
     if token is not None:
         stop_ids = [token, *(i for i in stop_ids if i != token)]
@@ -160,17 +175,24 @@ def directory_tokenizer(directory: Path) -> Tokenizer:
     jinja = directory / "chat_template.jinja"
     source = jinja.read_text(encoding="utf-8") if jinja.is_file() else config.get("chat_template")
     if isinstance(source, list):  # several templates by name
-        source = next((t["template"] for t in source if t.get("name") == "default"), None)
+        named_templates = cast("list[dict[str, str]]", source)
+        source = next((t["template"] for t in named_templates if t["name"] == "default"), None)
     special = [t.content for t in backend.get_added_tokens_decoder().values()]
-    bos = config.get("bos_token")
     template = ChatTemplate(
-        source or PLAIN_TEMPLATE,
+        source if isinstance(source, str) else PLAIN_TEMPLATE,
         special,
-        bos_token=(bos.get("content", "") if isinstance(bos, dict) else bos) or "",
+        bos_token=_token_text(config.get("bos_token")),
         eos_token=eos_text,
         now=_no_date,
     )
     return Tokenizer(backend, template, stop_ids)
+
+
+def _token_text(value: object) -> str:
+    """The text of a token, which configurations give plain or as an object."""
+    if isinstance(value, dict):
+        value = cast("dict[str, object]", value).get("content")
+    return value if isinstance(value, str) else ""
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 
+from runtime.backends.torch_engine.arrays import to_tensor
 from runtime.backends.torch_engine.errors import bad_file
 from runtime.backends.torch_engine.shape import (
     ARCHITECTURES,
@@ -52,9 +53,10 @@ def read_config(directory: Path) -> ModelShape:
         config = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise bad_file(f"{path}: no readable model configuration: {error}") from error
-    names = config.get("architectures") or []
-    known = [_HF_ARCHITECTURES[n] for n in names if n in _HF_ARCHITECTURES]
-    if not known:
+    names = cast("list[str]", config.get("architectures") or [])
+    known = (n for n in names if n in _HF_ARCHITECTURES)
+    architecture = _HF_ARCHITECTURES.get(next(known, ""))
+    if architecture is None:
         raise bad_file(
             f"{path}: architecture {', '.join(names) or 'not named'}; the torch engine runs "
             f"{', '.join(_HF_ARCHITECTURES)}"
@@ -64,7 +66,6 @@ def read_config(directory: Path) -> ModelShape:
             f"{path}: the checkpoint is quantized; load float weights and ask for int8 instead"
         )
     get = _Getter(path, config)
-    architecture = known[0]
     rope = cast("dict[str, Any]", config.get("rope_parameters") or config.get("rope_scaling") or {})
     n_heads = get.int("num_attention_heads")
     context_tokens = get.int("max_position_embeddings")
@@ -116,15 +117,15 @@ class SafetensorsSource:
         paths = sorted(directory.glob("*.safetensors"))
         if not paths:
             raise bad_file(
-                f"{directory}: no *.safetensors file; weights in pickle files (.bin, .pt) are never "
-                "loaded: convert them to safetensors"
+                f"{directory}: no *.safetensors file; weights in pickle files (.bin, .pt) are "
+                "never loaded: convert them to safetensors"
             )
         for path in paths:
             try:
                 file = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
                 raise bad_file(f"{path}: not a whole safetensors file: {error}") from error
-            self._files.update(dict.fromkeys(file.keys(), file))
+            self._files.update(dict.fromkeys(cast("Any", file).keys(), file))
 
     def has(self, name: str) -> bool:
         return name in self._files
@@ -218,7 +219,7 @@ class GgufSource:
                 f"{self._header.path}: tensor {stored.name!r} of type {stored.type} cannot be "
                 f"read: {error}"
             ) from error
-        return torch.from_numpy(values).reshape(tuple(reversed(stored.shape)))
+        return to_tensor(values).reshape(tuple(reversed(stored.shape)))
 
 
 def read_gguf_weights(header: GgufHeader) -> tuple[ModelShape, GgufSource]:
@@ -246,7 +247,7 @@ def read_gguf_weights(header: GgufHeader) -> tuple[ModelShape, GgufSource]:
             get.int("expert_feed_forward_length"),
         )
     shape = ModelShape(
-        architecture=cast("Architecture", architecture),
+        architecture=architecture,
         n_layers=get.int("block_count"),
         d_model=get.int("embedding_length"),
         n_heads=n_heads,
@@ -295,7 +296,7 @@ def _rope_scaling(path: Path, rope: Mapping[str, Any]) -> RopeScaling | None:
     if kind not in ("linear", "llama3"):
         raise bad_file(f"{path}: RoPE scaling {kind!r}; the torch engine knows linear and llama3")
     return RopeScaling(
-        kind,
+        "linear" if kind == "linear" else "llama3",
         float(rope["factor"]),
         float(rope.get("low_freq_factor", 1.0)),
         float(rope.get("high_freq_factor", 4.0)),

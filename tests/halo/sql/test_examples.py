@@ -9,10 +9,10 @@ import duckdb
 import pytest
 from udf_oracle import Oracle, canonical, same_rows
 
+from halo.ai_sql.batch import SqlBatch, SqlOptions
 from halo.dsl.model import Model
 from halo.dsl.workflow import workflow
 from halo.session import Session
-from halo.sql.batch import SqlBatch, SqlOptions
 from planner.logical import Filter, Limit, ModelOp, SqlRows, Tool
 
 Golden = Callable[[str, str], None]

@@ -11,9 +11,9 @@ import pytest
 from query_maker import Query, QueryMaker
 from udf_oracle import Oracle, canonical, same_rows
 
+from halo.ai_sql.batch import SqlBatch, SqlOptions
+from halo.ai_sql.compile import RULES
 from halo.session import Session
-from halo.sql.batch import SqlBatch, SqlOptions
-from halo.sql.compile import RULES
 
 BATCH = 20
 BATCHES = 100

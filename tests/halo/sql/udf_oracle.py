@@ -17,12 +17,12 @@ from typing import Any
 import duckdb
 from sqlglot import exp
 
-from halo.sql.calls import Call
-from halo.sql.chunking import chunks
-from halo.sql.embedding import simulated_embedding
-from halo.sql.lift import Lifter
-from halo.sql.questions import answer_op, prompt_of
-from halo.sql.statements import read_batch
+from halo.ai_sql.calls import Call
+from halo.ai_sql.chunking import chunks
+from halo.ai_sql.embedding import simulated_embedding
+from halo.ai_sql.lift import Lifter
+from halo.ai_sql.questions import answer_op, prompt_of
+from halo.ai_sql.statements import read_batch
 from planner.logical import (
     Choose,
     Column,

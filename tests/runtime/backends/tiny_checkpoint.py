@@ -71,7 +71,10 @@ def _write_weights(directory: Path, vocab_size: int, seed: int) -> None:
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator) * 0.25
 
-    tensors = {"model.embed_tokens.weight": random(vocab_size, d), "model.norm.weight": 1 + random(d)}
+    tensors = {
+        "model.embed_tokens.weight": random(vocab_size, d),
+        "model.norm.weight": 1 + random(d),
+    }
     for i in range(SIZES["num_hidden_layers"]):
         p = f"model.layers.{i}."
         tensors |= {

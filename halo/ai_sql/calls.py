@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from halo.sql.types import struct_type
+from halo.ai_sql.types import struct_type
 
 OnError = Literal["null", "fail", "detail"]
 

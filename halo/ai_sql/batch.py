@@ -12,17 +12,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from halo.ai_sql.access import Access, OpenDatabase, file_literals, open_database
+from halo.ai_sql.chunking import chunks
+from halo.ai_sql.compile import RULES, UNSAFE_RULES, Compiled, Setting, compile_statement
+from halo.ai_sql.documents import document_tool
+from halo.ai_sql.errors import SqlError, nearest
+from halo.ai_sql.results import QueryResult, RowFailure
+from halo.ai_sql.statements import Statement, read_batch
 from halo.flow import Flow
 from halo.result import RunResult
 from halo.rows import RowSet
 from halo.session import Announce, OnProgress, Prepared, Session
-from halo.sql.access import Access, OpenDatabase, file_literals, open_database
-from halo.sql.chunking import chunks
-from halo.sql.compile import RULES, UNSAFE_RULES, Compiled, Setting, compile_statement
-from halo.sql.documents import document_tool
-from halo.sql.errors import SqlError, nearest
-from halo.sql.results import QueryResult, RowFailure
-from halo.sql.statements import Statement, read_batch
 from planner.explain import explain_physical
 from planner.logical import Effect, SqlRows
 from runtime.sql_session import SqlSession
@@ -267,7 +267,7 @@ class SqlBatch:
         return self._session.why_not_model(name)
 
     def _tools(self) -> dict[str, ToolSpec]:
-        from halo.sql.embedding import embed_tool
+        from halo.ai_sql.embedding import embed_tool
 
         text = {"type": "string"}
         number = {"type": "integer"}

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from halo.sql.calls import CallSpec
-from halo.sql.types import schema_of
+from halo.ai_sql.calls import CallSpec
+from halo.ai_sql.types import schema_of
 from planner.logical import (
     Body,
     Choose,

@@ -15,8 +15,8 @@ import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
-from halo.sql.errors import SqlError, SqlRefusedError, nearest
-from halo.sql.masking import mask
+from halo.ai_sql.errors import SqlError, SqlRefusedError, nearest
+from halo.ai_sql.masking import mask
 
 Kind = Literal["select", "create", "insert", "copy", "set"]
 

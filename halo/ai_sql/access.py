@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlglot import exp
 
-from halo.sql.errors import SqlError, SqlRefusedError
-from halo.sql.types import quoted
+from halo.ai_sql.errors import SqlError, SqlRefusedError
+from halo.ai_sql.types import quoted
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

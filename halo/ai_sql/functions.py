@@ -117,7 +117,7 @@ TABLE_FUNCTIONS = ("READ_DOCUMENT", "AI_CHUNKS")
 _MASKED = {name: name.replace(".", "_") for name in (*FUNCTIONS, *FOREIGN) if name != "PROMPT"}
 
 MASKED: dict[str, str] = {f"ZZ{masked[2:]}": name for name, masked in _MASKED.items()}
-"""Masked name (see `halo.sql.masking`) to the name that it stands for."""
+"""Masked name (see `halo.ai_sql.masking`) to the name that it stands for."""
 
 
 def function_of(name: str) -> Function:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, overload
 
+from halo.ai_sql.access import OpenDatabase
+from halo.ai_sql.documents import sql_text
 from halo.errors import HaloError
 from halo.result import RunResult
-from halo.sql.access import OpenDatabase
-from halo.sql.documents import sql_text
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyRelation
@@ -99,7 +99,7 @@ class QueryResult(Sequence[dict[str, Any]]):
         return f"<halo.sql {self.name}: {what}, {len(self.errors)} errors>"
 
     def _repr_html_(self) -> str:
-        from halo.sql.table import html_table
+        from halo.ai_sql.table import html_table
 
         return html_table(self)
 
@@ -145,7 +145,7 @@ class QueryResult(Sequence[dict[str, Any]]):
 
     def show(self, max_rows: int = 40) -> None:
         """Print the rows as a table."""
-        from halo.sql.table import print_table
+        from halo.ai_sql.table import print_table
 
         print_table(self, max_rows=max_rows)
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from halo.ai_sql.batch import SqlBatch, SqlOptions
+from halo.ai_sql.results import QueryResult
 from halo.flow import Flow
 from halo.session import Session, default_session
-from halo.sql.batch import SqlBatch, SqlOptions
-from halo.sql.results import QueryResult
 
 
 def run_sql(

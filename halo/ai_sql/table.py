@@ -8,7 +8,7 @@ import sys
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from halo.sql.results import QueryResult
+    from halo.ai_sql.results import QueryResult
 
 MIN_COLUMN = 6
 """A column narrower than this says nothing: with so many columns, rows are printed one under the

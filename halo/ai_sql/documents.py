@@ -10,7 +10,7 @@ import html.parser
 from pathlib import Path
 from typing import Any
 
-from halo.sql.errors import SqlError, SqlRefusedError
+from halo.ai_sql.errors import SqlError, SqlRefusedError
 from planner.logical import (
     Collect,
     Column,

@@ -10,11 +10,11 @@ from typing import Any, cast
 
 from sqlglot import exp
 
-from halo.sql.calls import Call, CallSpec, OnError
-from halo.sql.errors import SqlError, nearest
-from halo.sql.functions import FOREIGN, FUNCTIONS, MASKED, Function
-from halo.sql.prompts import holes
-from halo.sql.types import UnknownTypeError, is_type, schema_of
+from halo.ai_sql.calls import Call, CallSpec, OnError
+from halo.ai_sql.errors import SqlError, nearest
+from halo.ai_sql.functions import FOREIGN, FUNCTIONS, MASKED, Function
+from halo.ai_sql.prompts import holes
+from halo.ai_sql.types import UnknownTypeError, is_type, schema_of
 
 _LOOKS_LIKE_AI = re.compile(r"^(AI_|LLM_|ZZ_)", re.IGNORECASE)
 _SENTIMENTS = (

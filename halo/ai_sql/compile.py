@@ -12,16 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from halo.ai_sql.calls import Call, CallSpec
+from halo.ai_sql.cascade import cascade_rows
+from halo.ai_sql.errors import SqlError
+from halo.ai_sql.lift import Lifter
+from halo.ai_sql.questions import answer_op, prompt_of
+from halo.ai_sql.split import ERROR, KEY, NUMBER, VALUE, Chain, Harvest, Splitter, tables_in
+from halo.ai_sql.statements import Statement
+from halo.ai_sql.types import quoted
+from halo.ai_sql.workflows import inline
 from halo.flow import Flow, Traced
-from halo.sql.calls import Call, CallSpec
-from halo.sql.cascade import cascade_rows
-from halo.sql.errors import SqlError
-from halo.sql.lift import Lifter
-from halo.sql.questions import answer_op, prompt_of
-from halo.sql.split import ERROR, KEY, NUMBER, VALUE, Chain, Harvest, Splitter, tables_in
-from halo.sql.statements import Statement
-from halo.sql.types import quoted
-from halo.sql.workflows import inline
 from planner.logical import (
     Collect,
     Column,
@@ -227,7 +227,7 @@ class _Compiler:
         return "halo_errors"
 
     def document_table(self, pattern: str, offset: int) -> str:
-        from halo.sql.documents import TOOL, check_pattern, document_rows
+        from halo.ai_sql.documents import TOOL, check_pattern, document_rows
 
         check_pattern(pattern, self._setting.text, offset)
         tool = self._setting.tools[TOOL]

@@ -1,5 +1,5 @@
 """Cascades in the plan: a cheap model scores, a sample teaches thresholds, the trusted model
-decides what is left. See `halo.sql.thresholds` for the guarantee.
+decides what is left. See `halo.ai_sql.thresholds` for the guarantee.
 
 Fewer inputs than `MIN_INPUTS` are all asked of the trusted model: there is nothing to gain.
 """
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from halo.sql.calls import CallSpec
-from halo.sql.questions import SCORE_MAX, answer_op, prompt_of
-from halo.sql.thresholds import learn_thresholds
+from halo.ai_sql.calls import CallSpec
+from halo.ai_sql.questions import SCORE_MAX, answer_op, prompt_of
+from halo.ai_sql.thresholds import learn_thresholds
 from planner.logical import (
     Body,
     Collect,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from halo.sql.functions import FOREIGN, FUNCTIONS
+from halo.ai_sql.functions import FOREIGN, FUNCTIONS
 
 _BARE = frozenset(name for name in (*FUNCTIONS, *FOREIGN) if "." not in name) - {"PROMPT"}
 _DOTTED = frozenset(name.partition(".")[2] for name in FOREIGN if "." in name)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from sqlglot import exp
 
-from halo.sql.block import (
+from halo.ai_sql.block import (
     clauses,
     has_window,
     is_inner,
@@ -24,12 +24,12 @@ from halo.sql.block import (
     own_nodes,
     subqueries,
 )
-from halo.sql.calls import Call, CallSpec
-from halo.sql.errors import SqlError
-from halo.sql.functions import FOREIGN, MASKED
-from halo.sql.guards import Guard, conjuncts, guards_of
-from halo.sql.lift import Lifter, literal, offset_of
-from halo.sql.types import quoted
+from halo.ai_sql.calls import Call, CallSpec
+from halo.ai_sql.errors import SqlError
+from halo.ai_sql.functions import FOREIGN, MASKED
+from halo.ai_sql.guards import Guard, conjuncts, guards_of
+from halo.ai_sql.lift import Lifter, literal, offset_of
+from halo.ai_sql.types import quoted
 
 KEY, VALUE, ERROR, NUMBER = "halo_k", "halo_v", "halo_e", "halo_n"
 """Columns of answer tables: arguments (numbered), answer, error, and the number of a row among

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
 
+from halo.ai_sql.calls import CallSpec
+from halo.ai_sql.errors import SqlError
 from halo.errors import WorkflowError
 from halo.flow import Flow
-from halo.sql.calls import CallSpec
-from halo.sql.errors import SqlError
 from planner.logical import Column, Effect, Op, Scan, Tool, transform
 from runtime.tools import ToolSpec
 
