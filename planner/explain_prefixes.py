@@ -44,7 +44,8 @@ def prefix_report(
         )
         lines.append(
             f"{source}: {_share(planned)} of prompt tokens in the planned order, "
-            f"{_share(given)} in input order (simulated on {whole(planned.rows)} of {whole(planned.of_rows)} rows)"
+            f"{_share(given)} in input order (simulated on {whole(planned.rows)} of "
+            f"{whole(planned.of_rows)} rows)"
         )
         for op, hits in planned.ops.items():
             node = numbers[op]
