@@ -301,6 +301,19 @@ class Session:
             f"no stage {stage!r}; the stages are: bound, merged, optimized, physical"
         )
 
+    def explain_prefixes(self, prepared: Prepared, capacity_tokens: int) -> str:
+        """The static prefixes of a batch, and what a KV cache of `capacity_tokens` would hit."""
+        from planner.explain_prefixes import prefix_report
+
+        blocks = [worker.prefix_block_tokens for worker in prepared.plan.workers]
+        return prefix_report(
+            prepared.plan.logical,
+            prepared.rewritten.context,
+            prepared.plan.row_order,
+            capacity_tokens=capacity_tokens,
+            block_tokens=max(16, *blocks) if blocks else 16,
+        )
+
     # --- running ---------------------------------------------------------------------------------
 
     def run(

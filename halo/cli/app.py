@@ -180,6 +180,9 @@ def explain(
     on: On = None,
     learn: Learn = None,
     sample: Sample = 0,
+    kv_tokens: Annotated[
+        int | None, typer.Option(min=0, help="also what a prefix cache of this size would hit")
+    ] = None,
     json: Json = False,
 ) -> int:
     """Print the plan with its estimates; --analyze DIR puts what happened beside them."""
@@ -187,7 +190,7 @@ def explain(
 
     return verb.explain(
         flows or [], input, analyze=analyze, stage=stage, format="json" if json else format,
-        verbose=verbose, config_file=config, sample=sample,
+        verbose=verbose, config_file=config, sample=sample, kv_tokens=kv_tokens,
         flags=settings(model=model, engine=engine, db=db, off=off, on=on, learn=learn),
     )  # fmt: skip
 
