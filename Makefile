@@ -33,6 +33,7 @@ test: setup
 	$(BIN)/python -m pytest -q
 
 test-live: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group live
 	$(BIN)/python -m pytest -q -m live
 
 check: setup

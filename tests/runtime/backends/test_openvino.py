@@ -337,7 +337,7 @@ def test_the_cache_fits_into_memory_and_holds_a_context() -> None:
     assert context_limit(32_768, 14_336, plenty) == 32_768
     assert 32 <= context_limit(131_072, 57_344, little) < 32_768
     full = cache_size(8_192, 32, 14_336, gigabyte, plenty, exact=False)
-    assert full == 32 * 2_048
+    assert full == 32 * 1_024
     short = cache_size(8_192, 32, 14_336, gigabyte, little, exact=False)
     assert short % 32 == 0 and 8_192 < short < full
     assert cache_size(8_192, 32, 14_336, gigabyte, Memory(None, None), exact=True) == full
