@@ -33,7 +33,7 @@ def convert_folder(folder: Path, target: Path) -> None:
             f"{folder / 'config.json'} names architecture {names[0]}; the local engine runs: "
             f"{', '.join(ARCHITECTURES)}"
         )
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    scaling: dict[str, Any] = config.get("rope_scaling") or config.get("rope_parameters") or {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind != "default":
         raise ModelFileError(
@@ -80,7 +80,7 @@ def _write_shape(writer: Any, config: dict[str, Any], rope: dict[str, Any]) -> N
 def _write_vocabulary(
     writer: Any, folder: Path, tokenizer: dict[str, Any], vocab_size: int
 ) -> None:
-    model = tokenizer.get("model") or {}
+    model: dict[str, Any] = tokenizer.get("model") or {}
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         raise ModelFileError(
             f"{folder / 'tokenizer.json'} is no byte-level BPE tokenizer (it says "
@@ -89,13 +89,15 @@ def _write_vocabulary(
     tokens = [f"[PAD{i}]" for i in range(vocab_size)]
     types = [5] * vocab_size
     added = cast("list[dict[str, Any]]", tokenizer.get("added_tokens") or [])
-    for text, number in model["vocab"].items():
+    vocabulary: dict[str, int] = model["vocab"]
+    for text, number in vocabulary.items():
         tokens[number], types[number] = text, 1
     for token in added:
         number = int(token["id"])
         if number < vocab_size:
             tokens[number], types[number] = token["content"], 3 if token["special"] else 4
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    pairs: list[str | list[str]] = model["merges"]
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(_pre_tokenizer(tokenizer))
     writer.add_token_list(tokens)
@@ -110,15 +112,15 @@ def _write_vocabulary(
         ("eos", writer.add_eos_token_id),
         ("pad", writer.add_pad_token_id),
     ):
-        told = settings.get(f"{name}_token")
-        text = told.get("content") if isinstance(told, dict) else told
-        number = ids.get(
-            str(text), generation.get(f"{name}_token_id", config.get(f"{name}_token_id"))
-        )
-        if isinstance(number, list) and number:
-            number = number[0]
-        if isinstance(number, int):
-            add(number)
+        told: Any = settings.get(f"{name}_token")
+        if isinstance(told, dict):
+            told = cast("dict[str, Any]", told).get("content")
+        key = f"{name}_token_id"
+        told_id: Any = ids.get(str(told), generation.get(key, config.get(key)))
+        if isinstance(told_id, list) and told_id:
+            told_id = cast("list[Any]", told_id)[0]
+        if isinstance(told_id, int):
+            add(told_id)
     writer.add_add_bos_token(bool(settings.get("add_bos_token", False)))
     template = settings.get("chat_template")
     if (folder / "chat_template.jinja").is_file():
