@@ -7,7 +7,7 @@ MODEL ?=
 DEMO_OUT ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-live check bench golden clean
+.PHONY: help setup setup-torch demo test test-live check bench golden clean
 
 help:
 	@echo "make demo [MODEL=smollm2-135m-instruct]   two workflows, one merged batch, real documents"
@@ -24,19 +24,27 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[local]' --group dev
 	@touch $@
 
+# Tests and checks also cover the torch engine, which a demonstration does not need: on Linux the
+# package index has torch built for CUDA, 3 GB.
+$(VENV)/.installed-torch: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[torch]' --group reference
+	@touch $@
+
 setup: $(VENV)/.installed
+
+setup-torch: $(VENV)/.installed-torch
 
 demo: setup
 	$(BIN)/halo-bench demo --out $(DEMO_OUT) $(if $(MODEL),--model $(MODEL))
 
-test: setup
+test: setup-torch
 	$(BIN)/python -m pytest -q
 
-test-live: setup
+test-live: setup-torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group live
 	$(BIN)/python -m pytest -q -m live
 
-check: setup
+check: setup-torch
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from halo.dsl.sql import sql
     from halo.dsl.tool import tool
     from halo.dsl.workflow import workflow
+    from halo.pte_api import pte
     from halo.session import Session
 
 _HOMES = {
@@ -30,6 +31,7 @@ _HOMES = {
     "loop": "halo.dsl.control",
     "map": "halo.dsl.control",
     "mcp": "halo.dsl.mcp",
+    "pte": "halo.pte_api",
     "reduce": "halo.dsl.control",
     "run": "halo.api",
     "sql": "halo.dsl.sql",
@@ -48,6 +50,7 @@ __all__ = [
     "loop",
     "map",
     "mcp",
+    "pte",
     "reduce",
     "run",
     "sql",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from halo.gantt import explain_schedule, is_gantt
 from planner.explain import explain_physical
 from runtime.journal_reader import read_metrics
 from runtime.run import read_plan
@@ -15,5 +16,7 @@ def explain_analyze(path: Path, *, format: str = "text", verbose: bool = False) 
     works while it runs. Raises `RunDirectoryError`, and `PlanError` for an unknown format."""
     directory = RunDirectory.open(path)
     plan, stats = read_plan(directory)
+    if is_gantt(format):
+        return explain_schedule(plan, stats, format, journal=directory.journal)
     metrics = read_metrics(directory.journal) if directory.journal.exists() else {}
     return explain_physical(plan, stats, metrics, format=format, verbose=verbose)

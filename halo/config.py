@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from halo.errors import ConfigError
 from runtime.budget import Budget, Prices
@@ -26,12 +26,26 @@ def _budget_text(value: object) -> object:
     return value
 
 
+def _listed(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return tuple(cast("list[object]", value)) if isinstance(value, list) else value
+
+
 class Config(BaseModel):
     """What a session needs to know besides the workflow and the rows."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    engine: str = Field(default="local", description="local, simulated (more engines by URL later)")
+    engine: str = Field(
+        default="local", description="local, torch, simulated, sglang=URL, openai=URL"
+    )
+    workers: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+        default=(),
+        description="several engines for one batch, such as sglang=http://a:30000; empty: engine",
+    )
+    scheduler: str = Field(default="auto", description="how rows are split over several workers")
+    planning_s: float = Field(default=1.0, gt=0, description="seconds that scheduling may take")
     model: str = Field(default="", description="default model; empty chooses by memory")
     seed: int = Field(default=0, description="seed of sampled calls and of the simulated engine")
     db: Path | None = Field(default=None, description="default DuckDB database of SQL steps")
@@ -46,6 +60,18 @@ class Config(BaseModel):
     usd_per_million_input: float | None = Field(default=None, ge=0, description="price, for usd")
     usd_per_million_output: float | None = Field(default=None, ge=0, description="price, for usd")
     prime: bool = Field(default=True, description="send one call of a shared prefix first")
+    api_key: SecretStr = Field(default=SecretStr(""), description="key of the engine's server")
+    tokenizer: Path | None = Field(default=None, description="folder of a server's tokenizer")
+    steer: bool = Field(default=True, description="calls at a server follow the load it reports")
+    share: bool = Field(default=True, description="make equal calls once")
+    warm: bool = Field(default=True, description="compute shared instructions before the rows")
+    prefix_order: bool = Field(default=True, description="start rows with equal prompts together")
+    off: tuple[str, ...] = Field(default=(), description="rewrite rules not to apply")
+    on: tuple[str, ...] = Field(default=(), description="unsafe rewrite rules to apply")
+    learn: tuple[Path, ...] = Field(default=(), description="run directories to plan by")
+    overlap: bool = Field(default=True, description="tools and model calls run at the same time")
+    requests_per_minute: float | None = Field(default=None, gt=0, description="server's limit")
+    tokens_per_minute: float | None = Field(default=None, gt=0, description="server's limit")
 
     @property
     def limits(self) -> Budget:

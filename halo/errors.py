@@ -2,10 +2,14 @@
 
 HaloError
 ├── WorkflowError            a workflow is wrong: DSL, YAML (file, line, field), missing column
+├── SqlError                 a SQL statement is wrong or failed (.code, .line, .column)
+│   └── SqlRefusedError      it asks for what policy refuses: a file, a kind of statement
 ├── InputError               rows cannot be read (file, line)
 ├── PlanError                a plan cannot mean anything: cycle, duplicate name, bad bound
 ├── InvariantError           a defect in Halo: a plan broke a promise, naming the stage
 ├── ProfileError             a hardware, model or link profile is wrong
+│   └── CalibrationError     a calibration is refused: it predicts badly, or has too few samples
+├── SimulationError          a plan cannot be simulated: no room for a model, a circular order
 ├── BackendError             an engine could not answer (.backend, .retryable)
 │   ├── ContextOverflowError prompt and answer exceed the model's context (both numbers)
 │   ├── ModelNotFoundError   no such model (what exists, how to add one)
@@ -23,7 +27,8 @@ HaloError
 
 from __future__ import annotations
 
-from costmodel.errors import HaloError, ProfileError
+from costmodel.errors import CalibrationError, HaloError, ProfileError, SimulationError
+from halo.sql.errors import SqlError, SqlRefusedError
 from planner.errors import InvariantError, PlanError
 from runtime.errors import (
     BackendError,
@@ -56,6 +61,7 @@ class InputError(HaloError):
 __all__ = [
     "BackendError",
     "BudgetError",
+    "CalibrationError",
     "ConfigError",
     "ContextOverflowError",
     "HaloError",
@@ -69,6 +75,9 @@ __all__ = [
     "ProfileError",
     "RunDirectoryError",
     "RunLockedError",
+    "SimulationError",
+    "SqlError",
+    "SqlRefusedError",
     "ToolError",
     "ToolTimeoutError",
     "ValueTypeError",

@@ -71,7 +71,11 @@ class Reporter:
 def progress_line(progress: Progress) -> str:
     """One line of counts."""
     failed = f", {progress.rows_failed} failed" if progress.rows_failed else ""
+    of_all = ""
+    if progress.calls_expected is not None and progress.calls_expected > progress.made:
+        of_all = f" of about {progress.calls_expected:,.0f}"
     return (
-        f"rows {progress.rows_done}/{progress.rows_total}{failed} · calls {progress.made} made, "
+        f"rows {progress.rows_done}/{progress.rows_total}{failed} · "
+        f"calls {progress.made}{of_all} made, "
         f"{progress.shared} shared, {progress.replayed} replayed"
     )

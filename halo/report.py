@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from costmodel.usage import OpMetrics, Usage
+from halo.pte_of_run import pte_of_run
 from halo.report_text import render_text
 from halo.status import calling_metrics, query_statuses, status, status_document, total
 from runtime.journal_reader import ProcessRecord, read_metrics, read_progress
@@ -22,9 +23,10 @@ from runtime.run_directory import RunDirectory
 __all__ = ["render_text", "report"]
 
 
-def report(path: Path) -> dict[str, Any]:
+def report(path: Path, *, model: str | None = None, hardware: str | None = None) -> dict[str, Any]:
     """The report of the run directory `path` as a JSON-able object; docs/run-directory.md lists
-    its entries. Raises `RunDirectoryError`."""
+    its entries. `model` and `hardware` price its PTE section as others than the run's own.
+    Raises `RunDirectoryError`."""
     directory = RunDirectory.open(path)
     journal = directory.journal
     described = cast("Mapping[str, Mapping[str, str]]", directory.manifest.get("operators") or {})
@@ -65,6 +67,7 @@ def report(path: Path) -> dict[str, Any]:
             {**asdict(call), "operator": _label(call.op, described)}
             for call in slowest_calls(journal)
         ],
+        "pte": pte_of_run(path, directory.manifest, model=model, hardware=hardware),
     }
 
 

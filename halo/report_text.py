@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from halo.pte_of_run import render_pte
+
 _MESSAGE_CHARACTERS = 160
 
 
@@ -19,6 +21,7 @@ def render_text(report: Mapping[str, Any]) -> str:
         _names("models", report["models"]),
         _names("tools", report["tools"]),
         _slowest(report["slowest_calls"]),
+        render_pte(report["pte"]),
     ]
     return "\n\n".join(section for section in sections if section)
 

@@ -13,7 +13,7 @@ from planner.explain import explain_physical
 from planner.logical import Json
 from planner.physical import PhysicalPlan
 from planner.stats import PlanStats
-from runtime.records import Outcome
+from runtime.records import Outcome, Recovered
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,12 @@ class RunResult:
     elapsed_s: float
     run_clock_s: float
     cpu_s: float
+    warmed_tokens: int
     out: Path | None = None
     stopped: str = ""
     budget_reached: bool = False
     engine_requests: Mapping[str, int] = field(default_factory=dict[str, int])
+    recovered: Sequence[Recovered] = ()
 
     def __iter__(self) -> Iterator[Outcome]:
         for outcomes in self.outcomes.values():

@@ -10,7 +10,7 @@ import glob
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
@@ -51,6 +51,13 @@ class RowSet:
         for row in filled:
             digest.update(b"\n" + canonical_json(cast("Json", row)).encode())
         return cls(f"rows:{digest.hexdigest()[:12]}", columns, filled, description)
+
+    def spread(self, n: int) -> RowSet:
+        """`n` of the rows at even distances (all, if there are no more), under the same name."""
+        total = len(self.rows)
+        if n >= total:
+            return self
+        return replace(self, rows=[self.rows[i * total // n] for i in range(n)])
 
     @classmethod
     def single(cls, plan: LogicalPlan) -> RowSet:

@@ -14,28 +14,38 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from halo.config import Config, load_config
 from halo.errors import HaloError, WorkflowError
 from halo.flow import Flow, Traced
+from halo.gantt import explain_schedule, is_gantt
 from halo.result import RunResult
 from halo.rows import RowSet, read_rows, rows_from
+from planner.context import PlanContext
 from planner.explain import explain, explain_physical
-from planner.logical import Json, LogicalPlan, ModelOp
+from planner.learnt import NOTHING_LEARNT, Learnt
+from planner.logical import Effect, Json, LogicalPlan, ModelOp, SqlRows
 from planner.merge import merge
 from planner.physical import PhysicalPlan, Worker, place
-from planner.stats import PlanStats, estimate
+from planner.rewrite import Rewritten, rewrite
+from planner.stats import PlanStats
 from planner.verify import verify
 from runtime.backends.base import Backend
-from runtime.backends.create import EngineOptions, create_backend, describe_backend
-from runtime.clock import new_event_loop
+from runtime.backends.create import EngineOptions, create_backend, default_model, describe_backend
+from runtime.clock import new_event_loop, wall_s
+from runtime.errors import BackendError
 from runtime.executor import Progress
+from runtime.placement import Replan
 from runtime.run import Finished, RunHandle, RunInputs
+from runtime.sql_session import SqlSession
 from runtime.tools import ToolSpec
+
+if TYPE_CHECKING:
+    from planner.schedule.assign import ScheduledPlan
 
 Batch: TypeAlias = "Sequence[tuple[Flow, Any]]"
 """Several workflows with their rows: (workflow, rows) pairs, run as one merged batch."""
@@ -43,6 +53,10 @@ Batch: TypeAlias = "Sequence[tuple[Flow, Any]]"
 T = TypeVar("T")
 Announce = Callable[[str], None]
 OnProgress = Callable[[Progress], None]
+CountRows = Callable[[SqlRows], int | None]
+
+PLANNING_STEPS = 60
+"""Steps of local search: with them, not the clock, as the limit, equal batches get equal plans."""
 
 DRAIN_SECONDS = 5.0
 """How long an interrupted run waits for the calls in flight before it gives them up."""
@@ -59,13 +73,16 @@ class Query:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch, planned: what explain shows and run executes."""
+    """A batch, planned: what explain shows and run executes. `rewritten` says how the merged plan
+    became the logical plan of `plan`."""
 
     queries: tuple[Query, ...]
     bound: tuple[LogicalPlan, ...]
+    rewritten: Rewritten
     plan: PhysicalPlan
     stats: PlanStats
     tools: Mapping[str, ToolSpec]
+    scheduled: ScheduledPlan | None = None
 
     @property
     def rows_by_source(self) -> dict[str, list[dict[str, Json]]]:
@@ -84,6 +101,7 @@ class Session:
         self.config = config
         self._default_model = ""
         self._choice_warning = ""
+        self._lessons: Learnt | None = None
         self._engines: dict[str, Backend] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -96,8 +114,12 @@ class Session:
 
     # --- planning --------------------------------------------------------------------------------
 
-    def prepare(self, flow: Flow | Batch, rows: Any = None) -> Prepared:
-        """Trace, merge, verify, estimate and place a batch. Makes no call and loads no engine."""
+    def prepare(
+        self, flow: Flow | Batch, rows: Any = None, *, count_rows: CountRows | None = None
+    ) -> Prepared:
+        """Trace, merge, verify, estimate and place a batch. Makes no call and loads no engine.
+
+        `count_rows` tells how many rows a query of the plan makes, None when it cannot say."""
         pairs = _pairs(flow, rows)
         queries: list[Query] = []
         names: set[str] = set()
@@ -108,17 +130,93 @@ class Session:
                 name, n = f"{each.name}-{n}", n + 1
             names.add(name)
             queries.append(Query(name, each.trace(row_set.source, row_set.columns), row_set))
-        return self._plan(tuple(queries))
+        return self._plan(tuple(queries), count_rows=count_rows)
 
-    def _plan(self, queries: tuple[Query, ...]) -> Prepared:
+    def _plan(
+        self,
+        queries: tuple[Query, ...],
+        learnt: Learnt = NOTHING_LEARNT,
+        count_rows: CountRows | None = None,
+    ) -> Prepared:
         tools = _merge_tools(queries)
         logical = merge({query.name: query.traced.plan for query in queries})
         verify(logical)
         sources = {query.rows.source: query.rows.rows for query in queries}
-        stats = estimate(logical, sources, _estimated_tokens)
         models = {op.model for op in logical.walk_all() if isinstance(op, ModelOp)}
-        plan = place(logical, stats, {model: self._worker(model) for model in sorted(models)})
-        return Prepared(queries, tuple(q.traced.plan for q in queries), plan, stats, tools)
+        workers = {model: self._workers(model) for model in sorted(models)}
+        context = PlanContext(
+            rows=sources,
+            count_tokens=_estimated_tokens,
+            learnt=self._learnt() + learnt,
+            query_rows=_counted(logical, count_rows),
+            enforces_choice=all(worker.choice for those in workers.values() for worker in those),
+        )
+        rewritten = rewrite(logical, context, off=self.config.off, on=self.config.on)
+        logical = rewritten.plan
+        stats = context.stats(logical, orders=True)
+        plan = place(logical, stats, {model: those[0] for model, those in workers.items()})
+        if not self.config.prefix_order:
+            in_order = {name: tuple(range(len(order))) for name, order in plan.row_order.items()}
+            plan = replace(plan, row_order=in_order)
+        scheduled = self._schedule(plan, stats, workers)
+        if scheduled is not None:
+            plan = scheduled.physical
+        bound = tuple(q.traced.plan for q in queries)
+        return Prepared(queries, bound, rewritten, plan, stats, tools, scheduled)
+
+    def _learnt(self) -> Learnt:
+        """What the runs named in the configuration have taught; read once."""
+        if self._lessons is None:
+            from halo.learn import learnt_from
+
+            self._lessons = learnt_from(self.config.learn) if self.config.learn else NOTHING_LEARNT
+        return self._lessons
+
+    def _schedule(
+        self, plan: PhysicalPlan, stats: PlanStats, workers: Mapping[str, Sequence[Worker]]
+    ) -> ScheduledPlan | None:
+        """The rows split over workers, where a model has several; None where it has not."""
+        if not any(len(those) > 1 for those in workers.values()):
+            return None
+        from halo.profiles import calibrated_timers
+        from planner.schedule.assign import schedule_plan
+
+        each = [worker for those in workers.values() for worker in those]
+        return schedule_plan(
+            plan,
+            stats,
+            _estimated_tokens,
+            workers,
+            now=wall_s,
+            method=self.config.scheduler,
+            budget_s=self.config.planning_s,
+            seed=self.config.seed,
+            max_steps=PLANNING_STEPS,
+            timers=calibrated_timers(each, self.config.models_dir),
+        )
+
+    def learn(self, prepared: Prepared, n_rows: int, announce: Announce | None = None) -> Prepared:
+        """The batch planned again with what a run over `n_rows` of its rows has taught: answer
+        lengths and pass rates. Makes the calls of those rows; their answers are not kept. Raises
+        `WorkflowError` for a batch that writes."""
+        writes = [op for op in prepared.plan.logical.walk_all() if op.effect is Effect.WRITE]
+        if writes:
+            raise WorkflowError(
+                f"a sample would run {writes[0].label or writes[0].kind!r}, which writes; plan "
+                "without a sample"
+            )
+        some = self.sampled(prepared, n_rows)
+        result = self.run_prepared(some, announce=announce)
+        runs = [(some.plan.logical, result.metrics)]
+        return self._plan(prepared.queries, Learnt.from_runs(runs, "sampled"))
+
+    def sampled(self, prepared: Prepared, n_rows: int) -> Prepared:
+        """The same batch over `n_rows` of its rows, spread evenly: its operators are those of the
+        whole batch, so that what they do tells about the whole."""
+        queries = tuple(
+            replace(query, rows=query.rows.spread(n_rows)) for query in prepared.queries
+        )
+        return self._plan(queries)
 
     def explain(
         self,
@@ -145,12 +243,29 @@ class Session:
         if stage == "bound":
             parts = [explain(plan, format=format, verbose=verbose) for plan in prepared.bound]
             return "\n".join(parts)
-        if stage in ("merged", "optimized"):
+        rewritten = prepared.rewritten
+        if stage == "merged":
+            merged = rewritten.merged
+            stats = rewritten.context.stats(merged)
+            return explain(merged, stats=stats, format=format, verbose=verbose)
+        if stage == "optimized":
             return explain(
-                prepared.plan.logical, stats=prepared.stats, format=format, verbose=verbose
+                prepared.plan.logical,
+                stats=prepared.stats,
+                format=format,
+                verbose=verbose,
+                rewritten=rewritten,
             )
+        if stage == "physical" and is_gantt(format):
+            return explain_schedule(prepared.plan, prepared.stats, format)
         if stage == "physical":
-            return explain_physical(prepared.plan, prepared.stats, format=format, verbose=verbose)
+            return explain_physical(
+                prepared.plan,
+                prepared.stats,
+                format=format,
+                verbose=verbose,
+                rewritten=rewritten,
+            )
         raise WorkflowError(
             f"no stage {stage!r}; the stages are: bound, merged, optimized, physical"
         )
@@ -192,8 +307,9 @@ class Session:
         on_progress: OnProgress | None = None,
         announce: Announce | None = None,
         asked: Mapping[str, Json] | None = None,
+        sql: SqlSession | None = None,
     ) -> RunResult:
-        """Run what `prepare` made."""
+        """Run what `prepare` made. `sql` is the database of a SQL batch (`halo.sql.batch`)."""
         inputs = RunInputs(
             plan=prepared.plan,
             stats=prepared.stats,
@@ -203,10 +319,15 @@ class Session:
             seed=self.config.seed,
             tenant=self.config.tenant,
             prime=self.config.prime,
+            share=self.config.share,
+            warm=self.config.warm,
+            overlap=self.config.overlap,
             budget=self.config.limits,
             out=Path(out) if out is not None else None,
             resume=resume,
+            sql=sql,
             manifest={"config": self._manifest_config(), **(asked or {})},
+            replan=self._replanner(prepared),
         )
         handle = RunHandle(inputs)
         say = announce or logging.getLogger("halo").info
@@ -220,10 +341,12 @@ class Session:
             elapsed_s=finished.elapsed_s,
             run_clock_s=finished.run_clock_s,
             cpu_s=finished.cpu_s,
+            warmed_tokens=finished.warmed_tokens,
             out=inputs.out,
             stopped=finished.stopped,
             budget_reached=finished.budget_reached,
             engine_requests=finished.engine_requests,
+            recovered=finished.recovered,
         )
 
     def evaluate(self, plan: LogicalPlan, tools: Mapping[str, ToolSpec]) -> Json:
@@ -237,17 +360,44 @@ class Session:
         return outcome.value
 
     async def _run(self, handle: RunHandle, prepared: Prepared, announce: Announce) -> Finished:
+        plan = prepared.plan
         engines: dict[str, Backend] = {}
         if self._choice_warning:
             announce(self._choice_warning)
             self._choice_warning = ""
-        for worker in prepared.plan.workers:
+        for worker in plan.workers:
             if worker.name not in self._engines:
-                self._engines[worker.name] = await create_backend(
-                    worker.engine, worker.model, handle.clock, self._engine_options(announce)
-                )
+                options = self._engine_options(announce)
+                try:
+                    self._engines[worker.name] = await create_backend(
+                        worker.engine, worker.model, handle.clock, options
+                    )
+                except BackendError as error:
+                    if not plan.shares:
+                        raise
+                    plan = self._go_on_without(plan, worker, error, announce)
+                    continue
             engines[worker.name] = self._engines[worker.name]
+        if plan is not prepared.plan:
+            handle.use(plan)
         return await handle.run(engines)
+
+    def _go_on_without(
+        self, plan: PhysicalPlan, worker: Worker, error: BackendError, announce: Announce
+    ) -> PhysicalPlan:
+        """The plan of the workers that are left. Raises `PlanError` when that is none."""
+        from planner.schedule.to_plan import without_worker
+
+        plan, given_up = without_worker(plan, worker.name, str(error))
+        announce(given_up)
+        return plan
+
+    def _replanner(self, prepared: Prepared) -> Replan | None:
+        if prepared.scheduled is None:
+            return None
+        from planner.schedule.adapt import Replanner
+
+        return Replanner(prepared.scheduled, wall_s, max_steps=PLANNING_STEPS)
 
     def _wait(
         self,
@@ -283,31 +433,59 @@ class Session:
             from runtime.models.choice import choose_default
 
             name, self._choice_warning = choose_default()
+        elif not name:
+            name = default_model(self.config.engine, self._engine_options())
         self._default_model = self._default_model or name
-        return name or "simulated"
+        return name
 
-    def _worker(self, model: str) -> Worker:
+    def _workers(self, model: str) -> list[Worker]:
+        """The workers of a model: one for each engine that the session has."""
+        workers: list[Worker] = []
+        names: set[str] = set()
+        for engine in self.config.workers or (self.config.engine,):
+            worker = self._worker(model, engine)
+            name, n = worker.name, 2
+            while worker.name in names:
+                worker, n = replace(worker, name=f"{name}#{n}"), n + 1
+            names.add(worker.name)
+            workers.append(worker)
+        return workers
+
+    def why_not_model(self, name: str) -> str:
+        """Why the session's engines cannot serve a model of this name; empty when they can."""
+        try:
+            self._workers(name)
+        except HaloError as error:
+            return str(error)
+        return ""
+
+    def context_tokens(self, model: str) -> int | None:
+        """The context of a model, "" for the default one: the smallest where engines differ."""
+        known = [worker.context_tokens for worker in self._workers(model)]
+        return min((each for each in known if each is not None), default=None)
+
+    def _worker(self, model: str, engine: str) -> Worker:
         name = self._model(model)
-        offered = describe_backend(self.config.engine, name, self._engine_options())
+        worker = f"{engine}:{name}"
+        opened = self._engines.get(worker)
+        offered = (
+            describe_backend(engine, name, self._engine_options())
+            if opened is None
+            else opened.capabilities
+        )
         return Worker(
-            name=f"{self.config.engine}:{name}",
-            engine=self.config.engine,
+            name=worker,
+            engine=engine,
             model=name,
             max_in_flight=offered.max_in_flight,
             context_tokens=offered.context_tokens,
             prefix_cache=offered.prefix_cache,
             prime_prefix=offered.prime_prefix,
+            choice=offered.choice,
         )
 
     def _engine_options(self, announce: Announce | None = None) -> EngineOptions:
-        return EngineOptions(
-            seed=self.config.seed,
-            models_dir=self.config.models_dir,
-            threads=self.config.threads,
-            max_in_flight=self.config.max_in_flight,
-            exact=self.config.exact,
-            announce=announce,
-        )
+        return engine_options(self.config, announce)
 
     def _manifest_config(self) -> dict[str, Json]:
         config = cast("dict[str, Json]", self.config.model_dump(mode="json"))
@@ -318,7 +496,8 @@ class Session:
 
     def _ensure_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
-            loop = new_event_loop(virtual=self.config.engine == "simulated")
+            engines = self.config.workers or (self.config.engine,)
+            loop = new_event_loop(virtual=all(engine == "simulated" for engine in engines))
             self._thread = threading.Thread(target=loop.run_forever, name="halo", daemon=True)
             self._thread.start()
             self._loop = loop
@@ -339,6 +518,24 @@ class Session:
             self._thread.join()
         self._loop.close()
         self._loop = None
+
+
+def engine_options(config: Config, announce: Announce | None = None) -> EngineOptions:
+    """What an engine is told, out of the settings."""
+    return EngineOptions(
+        seed=config.seed,
+        models_dir=config.models_dir,
+        threads=config.threads,
+        max_in_flight=config.max_in_flight,
+        exact=config.exact,
+        announce=announce,
+        api_key=config.api_key.get_secret_value(),
+        tokenizer=config.tokenizer,
+        tenant=config.tenant,
+        steer=config.steer,
+        requests_per_minute=config.requests_per_minute,
+        tokens_per_minute=config.tokens_per_minute,
+    )
 
 
 @cache
@@ -375,6 +572,16 @@ def _merge_tools(queries: Sequence[Query]) -> dict[str, ToolSpec]:
                     "rename one of them"
                 )
     return tools
+
+
+def _counted(plan: LogicalPlan, count_rows: CountRows | None) -> dict[str, int]:
+    if count_rows is None:
+        return {}
+    found: dict[str, int] = {}
+    for op in plan.walk():
+        if isinstance(op, SqlRows) and (count := count_rows(op)) is not None:
+            found[op.fingerprint] = count
+    return found
 
 
 def _estimated_tokens(text: str) -> int:

@@ -118,8 +118,8 @@ def _fields(node: Node, width: int | None) -> list[str]:
             return _sql_fields(op, node.inputs, width)
         case Reduce(fan_in=fan_in):
             return [f"fan_in={fan_in}"]
-        case Loop(max_rounds=max_rounds):
-            return [f"max_rounds={max_rounds}"]
+        case Loop(max_rounds=max_rounds, stop_when_stable=stable):
+            return [f"max_rounds={max_rounds}", *(["stop_when_stable"] if stable else [])]
         case _:
             return []
 
@@ -163,7 +163,8 @@ def _relation_fields(op: Relation, inputs: Sequence[str], width: int | None) -> 
             return [_pairs(op.columns, inputs[1:], width)[1:-1]]
         case Flatten():
             found = [_pairs(op.columns, inputs[1:], width)[1:-1]]
-            return [*found, f"position={shown_name(op.position)}"] if op.position else found
+            found += [f"position={shown_name(op.position)}"] if op.position else []
+            return [*found, "null_fails"] if op.null_fails else found
         case Pairs():
             found = [_pairs(op.columns, inputs[2:], width)[1:-1]]
             on = [f"{shown_name(left)}={shown_name(right)}" for left, right in op.on]
@@ -194,6 +195,8 @@ def _database_fields(op: Sql | SqlRows, width: int | None) -> list[str]:
         found.append("read_only=false")
     if op.volatile:
         found.append("volatile")
+    if isinstance(op, Sql) and op.batched:
+        found.append("batched")
     return [*found, *_call_id(op.call_id, width)]
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from planner.learnt import NOTHING_LEARNT, Learnt, Measured, pass_key
 from planner.logical import (
     Agent,
     Body,
@@ -44,9 +45,12 @@ from planner.logical import (
     render_value,
     walk,
 )
+from planner.prefix_tree import TURN, Reference, Template, Turn
 from planner.row_demand import RowDemand, Size
-from planner.row_profile import Path, RowProfile, Rows
-from planner.stats import CountTokens, OpStats, PlanStats, Provenance, weakest
+from planner.row_order import best_order
+from planner.row_profile import Path, RowProfile
+from planner.shape import shapes
+from planner.stats import CountTokens, OpStats, PlanStats, Provenance, RelationStats, weakest
 from planner.value_estimate import (
     ListShape,
     Value,
@@ -101,16 +105,26 @@ class _Scope:
 class Estimator:
     """Estimates one plan. Iterative over operators; recursive over the nesting of bodies."""
 
-    def __init__(self, plan: LogicalPlan, rows: Rows, count_tokens: CountTokens) -> None:
+    def __init__(
+        self,
+        plan: LogicalPlan,
+        profile: RowProfile,
+        count_tokens: CountTokens,
+        learnt: Learnt = NOTHING_LEARNT,
+    ) -> None:
         self._plan = plan
-        self._profile = RowProfile(rows, count_tokens)
+        self._profile = profile
         self._count_tokens = count_tokens
+        self._learnt = learnt
+        self._shapes = shapes(plan) if learnt.ops else {}
+        self._relations: dict[str, RelationStats] = {}
         self._literals: dict[str, int] = {}
         self._fans: list[float] = []
         self._ops: dict[str, OpStats] = {}
-        self._leading: dict[str, dict[tuple[Path, ...], float]] = {}
+        self._templates: dict[str, Template] = {}
 
-    def run(self) -> PlanStats:
+    def run(self, *, orders: bool = True) -> PlanStats:
+        """The statistics; `orders` looks for an order of the rows too."""
         demand = RowDemand(self._plan)
         relations = [op for op in self._plan.users if isinstance(op, Relation)]
         scans = [op for op in relations if isinstance(op, Scan)]
@@ -120,11 +134,18 @@ class Estimator:
             # A constant may be needed for the rows of a relation that is made with it: the sizes of
             # all relations come first, from a pass whose counts are thrown away.
             self._pass(demand, counting=False)
-            self._fans, self._ops, self._leading = [], {}, {}
+            self._fans, self._ops, self._templates = [], {}, {}
         self._pass(demand, counting=True)
         sizes = {scan.source: self._profile.n_rows(scan.source) for scan in scans}
-        orders = {source: self._profile.grouped(source, self._grouping(source)) for source in sizes}
-        return PlanStats(self._ops, sizes, orders)
+        templates = tuple(self._templates.values())
+        prefix_order = {
+            source: best_order(templates, source, self._profile) for source in sizes if orders
+        }
+        return PlanStats(self._ops, sizes, self._relations, prefix_order, templates)
+
+    def _measured(self, op: Op) -> Measured | None:
+        """What runs have taught about an operator."""
+        return self._learnt.of(self._shapes[op.fingerprint]) if self._shapes else None
 
     def _pass(self, demand: RowDemand, counting: bool) -> None:
         values: dict[Op, Value] = {}
@@ -142,30 +163,39 @@ class Estimator:
     # --- relations -------------------------------------------------------------------------------
 
     def _relation(self, op: Relation, values: dict[Op, Value], demand: RowDemand) -> Size:
-        """The expected rows of a relation, which are its `uses`."""
-        size = self._relation_size(op, values, demand)
-        is_call = isinstance(op, SqlRows)
-        self._add(
-            op,
-            OpStats(
-                uses=size.rows,
-                distinct=size.rows,
-                calls=float(is_call),
-                calls_alone=float(len(self._plan.users[op])) if is_call else 0.0,
-                calls_from=size.source,
-            ),
-        )
-        return size
+        """The expected rows of a relation."""
+        if isinstance(op, Filter):
+            stats = self._filter(op, demand.rows_of(op.rows))
+        else:
+            size = self._relation_size(op, values, demand)
+            stats = RelationStats(size.rows, size.source)
+        self._relations[op.fingerprint] = stats
+        if isinstance(op, SqlRows):
+            self._add(op, OpStats(1.0, 1.0, 1.0, float(len(self._plan.users[op]))))
+        return Size(stats.rows, stats.rows_from)
+
+    def _filter(self, op: Filter, rows: Size) -> RelationStats:
+        measured = None
+        if self._shapes:
+            measured = self._learnt.of(pass_key(self._shapes[op.predicate.fingerprint]))
+        rate = measured.pass_rate if measured is not None else None
+        if measured is None or rate is None:
+            kept = rows.times(ASSUMED_PASS_RATE, "assumed")
+            return RelationStats(kept.rows, kept.source, ASSUMED_PASS_RATE)
+        low, high = measured.pass_interval
+        kept = rows.times(rate, self._learnt.source)
+        return RelationStats(kept.rows, kept.source, rate, low, high, self._learnt.source)
 
     def _relation_size(self, op: Relation, values: dict[Op, Value], demand: RowDemand) -> Size:
         rows = [demand.rows_of(each) for each in op.inputs if isinstance(each, Relation)]
         match op:
             case Scan(source=source):
                 return Size(float(self._profile.n_rows(source)))
-            case SqlRows():
+            case SqlRows(into=into):
+                counted = 1 if into else self._profile.query_rows.get(op.fingerprint)
+                if counted is not None:
+                    return Size(float(counted))
                 return Size(ASSUMED_QUERY_ROWS, "assumed")
-            case Filter():
-                return rows[0].times(ASSUMED_PASS_RATE, "assumed")
             case Limit(count=count, offset=offset):
                 left = max(0.0, rows[0].rows - offset)
                 return Size(min(left, float(count)), rows[0].source)
@@ -213,7 +243,7 @@ class Estimator:
                 value = values[relation.inputs[1 + at]]
                 if at < relation.n_keys:
                     return value
-                rows = self._ops[relation.inputs[0].fingerprint].uses
+                rows = self._relations[relation.inputs[0].fingerprint].rows
                 shape = ListShape(rows / max(1.0, demand_rows), "assumed")
                 whole = joined([value], weights=[shape.items])
                 keys = caused_by([values[key] for key in relation.keys])
@@ -242,7 +272,7 @@ class Estimator:
                 return self._nested(op, inputs, scope)
             case Column() if not isinstance(op.inputs[0], Scan):
                 relation = op.inputs[0]
-                value = self._row_column(op, values, self._ops[relation.fingerprint].uses)
+                value = self._row_column(op, values, self._relations[relation.fingerprint].rows)
                 self._note(op, value, scope)
                 return value
             case _:
@@ -319,6 +349,9 @@ class Estimator:
         if isinstance(op, Choose):
             options = [self._count_tokens(option) for option in op.options]
             answer_tokens, answer_from = sum(options) / len(options), "declared"
+        measured = self._measured(op)
+        if measured is not None and measured.mean_output_tokens is not None:
+            answer_tokens, answer_from = measured.mean_output_tokens, self._learnt.source
         segments = [*(op.system.segments if op.system else ()), *op.prompt.segments]
         prompt = self._text(segments, inputs)
         per_call = self._length(prompt, causes)
@@ -328,6 +361,7 @@ class Estimator:
         # Each later turn of an agent reads the answers and tool results before it again.
         history = (turns - 1) / 2 * (answer_tokens + TOOL_ANSWER_TOKENS)
         calls = distinct * turns
+        self._template(op, inputs, causes, calls)
         prefixes = self._prefixes(segments, inputs, causes, distinct, scope)
         if turns > 1:
             prefixes.append((per_call, distinct * (turns - 1)))
@@ -406,6 +440,36 @@ class Estimator:
 
     # --- prefixes --------------------------------------------------------------------------------
 
+    def _template(self, op: ModelOp, inputs: Sequence[Value], causes: Value, calls: float) -> None:
+        """Note what the prompts of an operator are made of."""
+        segments: list[str | Reference | Turn] = []
+        for prompt in (op.system, op.prompt):
+            if prompt is None:
+                continue
+            for segment in prompt.segments:
+                if isinstance(segment, str):
+                    segments.append(segment)
+                else:
+                    read, value = op.inputs[segment.index], inputs[segment.index]
+                    segments.append(self._reference(read, value))
+            segments.append(TURN)
+        known = self._templates.get(op.fingerprint)
+        if known is not None:
+            calls += known.calls
+        self._templates[op.fingerprint] = Template(op.fingerprint, op.model, tuple(segments), calls)
+
+    def _reference(self, op: Op, value: Value) -> Reference:
+        paths = tuple(sorted(value.columns, key=repr))
+        producer = repr(value.path) if value.path is not None else op.fingerprint
+        is_column = value.path is not None
+        return Reference(
+            producer,
+            (value.path,) if value.path is not None else paths,
+            is_column,
+            value.per_row or bool(value.fans),
+            self._length(value, value),
+        )
+
     def _prefixes(
         self,
         segments: Sequence[Segment],
@@ -417,8 +481,6 @@ class Estimator:
         """(tokens, reuses) for each depth at which the prompts of an operator part."""
         levels: list[tuple[float, float]] = []
         seen: list[Value] = []
-        leading: list[Path] = []
-        only_columns = True
         tokens = 0.0
         for segment in segments:
             if isinstance(segment, str):
@@ -426,12 +488,7 @@ class Estimator:
             else:
                 value = inputs[segment.index]
                 seen.append(value)
-                length = self._length(value, causes)
-                tokens += length
-                only_columns = only_columns and not (value.answered or value.fans)
-                if only_columns:
-                    leading += [p for _, p in sorted(value.columns, key=repr) if p not in leading]
-                    self._lead(value, leading, length)
+                tokens += self._length(value, causes)
             so_far = caused_by(seen)
             reuses = 0.0 if so_far.per_row else calls - self._distinct(so_far, scope)
             if reuses <= 0:
@@ -446,21 +503,6 @@ class Estimator:
                 found.append((length, reuses - deeper))
                 deeper = reuses
         return found[::-1]
-
-    def _lead(self, value: Value, leading: Sequence[Path], tokens: float) -> None:
-        """Note what starting rows with equal leading values together would save."""
-        for source in {source for source, _ in value.columns}:
-            groups = self._profile.distinct((source, path) for path in leading)
-            saved = (self._profile.n_rows(source) - groups) * tokens
-            if saved > 0:
-                gains = self._leading.setdefault(source, {})
-                gains[tuple(leading)] = gains.get(tuple(leading), 0.0) + saved
-
-    def _grouping(self, source: str) -> list[Path]:
-        """Paths to group the rows of a source by, those that save most first."""
-        gains = self._leading.get(source, {})
-        best = sorted(gains, key=lambda paths: (-gains[paths], repr(paths)))
-        return list(dict.fromkeys(path for paths in best for path in paths))
 
     # --- bodies ----------------------------------------------------------------------------------
 

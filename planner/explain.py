@@ -10,6 +10,7 @@ from planner.errors import PlanError
 from planner.explain_view import View
 from planner.logical import LogicalPlan
 from planner.physical import PhysicalPlan
+from planner.rewrite import Rewritten
 from planner.stats import PlanStats
 
 FORMATS = ("text", "json", "mermaid", "dot", "html")
@@ -23,17 +24,19 @@ def explain(
     format: str = "text",
     verbose: bool = False,
     volatile: bool = True,
+    rewritten: Rewritten | None = None,
 ) -> str:
-    """A logical plan, bound or merged.
+    """A logical plan: bound, merged or optimized.
 
     `stats` adds estimates; `metrics`, by operator fingerprint, puts beside them what happened
     (EXPLAIN ANALYZE). `format` is text, json, mermaid, dot or html. Long texts are shortened to
     lines of 120 characters unless `verbose`. Without `volatile`, times and measured token counts
-    print as `<time>` and `<tokens>` in text and html, so that runs compare equal.
+    print as `<time>` and `<tokens>` in text and html, so that runs compare equal. `rewritten` adds
+    which rules made the plan and what each saves; with `verbose`, text shows the plan after each.
 
     Raises `PlanError` for an unknown format.
     """
-    view = View(plan, stats, metrics, None, verbose, volatile)
+    view = View(plan, stats, metrics, None, verbose, volatile, rewritten)
     return _render(view, format)
 
 
@@ -45,10 +48,11 @@ def explain_physical(
     format: str = "text",
     verbose: bool = False,
     volatile: bool = True,
+    rewritten: Rewritten | None = None,
 ) -> str:
     """A placed plan: as `explain`, with workers, placement, priorities and row order; cached tokens
     are predicted for the workers as they are."""
-    view = View(physical.logical, stats, metrics, physical, verbose, volatile)
+    view = View(physical.logical, stats, metrics, physical, verbose, volatile, rewritten)
     return _render(view, format)
 
 

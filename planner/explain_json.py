@@ -35,6 +35,12 @@ def document(view: View) -> dict[str, Any]:
         total = view.stats.total
         found["rows"] = dict(view.stats.rows)
         found["estimate"] = _estimate(total, view.cached_total)
+    if view.rewritten is not None:
+        found["rewrites"] = [
+            {"rule": rule, "saved": asdict(saving)}
+            for rule, saving in view.rewritten.savings().items()
+        ]
+        found["rules_off"] = list(view.rewritten.off)
     if view.actual_total is not None:
         found["actual"] = _actual(view.actual_total)
     if view.physical is not None:

@@ -12,11 +12,18 @@ from planner.logical import CALLS, ModelOp, Relation, Scan
 from planner.merge import MergeReport
 from planner.numbers import compact, deviation, percent, whole
 from planner.physical import is_input_order
+from planner.rewrite import Rewritten, Saving
 from planner.stats import OpStats, PlanStats, Provenance
 
 WIDTH = 120
 LISTED = 6
-_MARKS: dict[Provenance, str] = {"exact": "", "declared": "^", "assumed": "~"}
+_MARKS: dict[Provenance, str] = {
+    "exact": "",
+    "sampled": "°",
+    "learnt": "*",
+    "declared": "^",
+    "assumed": "~",
+}
 
 
 def render_text(view: View) -> str:
@@ -28,7 +35,10 @@ def render_text(view: View) -> str:
     lines += _scope(view, view.listing.nodes, "")
     lines += _outputs(view)
     lines += _footer(view)
-    return "\n".join(lines if view.verbose else [_cut(line) for line in lines])
+    text = "\n".join(lines if view.verbose else [_cut(line) for line in lines])
+    if view.rewritten is not None and view.verbose:
+        text = f"{text}\n\n{render_steps(view.rewritten)}"
+    return text
 
 
 # --- header and footer ---------------------------------------------------------------------------
@@ -87,6 +97,8 @@ def _footer(view: View) -> Iterator[str]:
             f"merged: {whole(merged.ops_before)} operators of {len(view.plan.outputs)} queries are "
             f"{whole(merged.ops_after)} ({whole(saved)} shared)"
         )
+    if view.rewritten is not None:
+        yield from _rewrites(view.rewritten)
     if view.physical is not None:
         orders = [
             f"{shown_name(source)} in {'input' if is_input_order(order) else 'prefix'} order"
@@ -95,10 +107,57 @@ def _footer(view: View) -> Iterator[str]:
         in_flight = f"{view.physical.rows_in_flight} rows in flight"
         yield f"rows: {', '.join([*orders, in_flight])}"
     if view.stats is not None:
-        yield "~ assumed   ^ declared   no mark: counted on the rows"
+        yield _legend(view.stats)
     if view.actual_total is not None and view.reuse is not None:
         yield calls_saved(view.actual_total)
         yield f"prefix reuse: {prefix_reuse(view.reuse, view.volatile)}"
+
+
+def _rewrites(rewritten: Rewritten) -> Iterator[str]:
+    """The rules that changed the plan, each with what it saves by estimate."""
+    fired = [f"{rule}({_saving(saving)})" for rule, saving in rewritten.savings().items()]
+    yield f"rewrites: {', '.join(fired) or 'none'}   off with --no-<name>"
+    off = [name for name in rewritten.off if not name.startswith("unsafe_")]
+    on = [rule for rule in rewritten.changed if rule.startswith("unsafe_")]
+    if off:
+        yield f"switched off: {', '.join(off)}"
+    if on:
+        yield f"changes what models see: {', '.join(on)}"
+
+
+def _saving(saving: Saving) -> str:
+    """`-20 calls, -1.2 k in`; `same calls` where only the shape of the plan changed."""
+    parts: list[str] = []
+    for value, unit, text in (
+        (saving.calls, "calls", whole(abs(saving.calls))),
+        (saving.input_tokens, "in", compact(abs(saving.input_tokens))),
+        (saving.output_tokens, "out", compact(abs(saving.output_tokens))),
+    ):
+        if round(value):
+            parts.append(f"{'-' if value > 0 else '+'}{text} {unit}")
+    return ", ".join(parts) or "same calls"
+
+
+def render_steps(rewritten: Rewritten) -> str:
+    """The plan after each rule, in full where it changed."""
+    parts: list[str] = []
+    for step in rewritten.steps:
+        head = f"--- after {step.rule} (pass {step.number})"
+        if not step.changed:
+            parts.append(f"{head}: same as above")
+            continue
+        view = View(step.after, verbose=True)
+        parts.append("\n".join([head, *_scope(view, view.listing.nodes, ""), *_outputs(view)]))
+    return "\n".join(parts)
+
+
+def _legend(stats: PlanStats) -> str:
+    used = {s.output_from for s in stats.ops.values()}
+    used |= {found.pass_from for found in stats.relations.values()}
+    marks = ["~ assumed", "^ declared"]
+    marks += ["* learnt from earlier runs"] if "learnt" in used else []
+    marks += ["° measured on a sample of the rows"] if "sampled" in used else []
+    return "   ".join([*marks, "no mark: counted on the rows"])
 
 
 def calls_saved(total: OpMetrics) -> str:
@@ -177,15 +236,26 @@ def _tail(view: View, node: Node) -> str:
     if len(node.queries) > 1 and not node.depth:
         tail += f"  shared by {_few([shown_name(q) for q in node.queries], limit)}"
     if isinstance(node.op, Relation) and view.stats is not None:
-        tail += f"  {_rows(view.stats, node.op)} rows"
+        tail += f"  {_rows(view.stats, node.op)}"
     return tail
 
 
 def _rows(stats: PlanStats, relation: Relation) -> str:
+    """The rows of a relation, and of a filter its pass rate.
+
+    A rate is printed with half the width of its 95 % interval: `pass 0.31 ±0.06`."""
     if isinstance(relation, Scan):
-        return whole(stats.rows.get(relation.source, 0))
-    expected = stats.of(relation)
-    return _marked(expected.uses, expected.calls_from)
+        return f"{whole(stats.rows.get(relation.source, 0))} rows"
+    found = stats.relations.get(relation.fingerprint)
+    if found is None:
+        return ""
+    rows = f"{_marked(found.rows, found.rows_from)} rows"
+    if found.pass_rate is None:
+        return rows
+    spread = (found.pass_high - found.pass_low) / 2
+    measured = found.pass_from not in ("assumed", "declared")
+    interval = f" ±{spread:.2f}" if measured else ""
+    return f"{rows}  pass {_MARKS[found.pass_from]}{found.pass_rate:.2f}{interval}"
 
 
 def _few(names: Sequence[str], limit: int | None) -> str:

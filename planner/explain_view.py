@@ -10,6 +10,7 @@ from costmodel.usage import OpMetrics, Usage
 from planner.listing import Listing, Node
 from planner.logical import CALLS, LogicalPlan, Op
 from planner.physical import PhysicalPlan, Worker
+from planner.rewrite import Rewritten
 from planner.stats import OpStats, PlanStats
 
 
@@ -22,6 +23,7 @@ class View:
         metrics: what happened, by operator fingerprint; None for a plan that has not run.
         physical: the placed plan, or None for the logical stages.
         verbose: shorten nothing.
+        rewritten: how the plan was rewritten, or None.
         volatile: print what differs from run to run; otherwise `<time>` and `<tokens>`.
     """
 
@@ -31,6 +33,7 @@ class View:
     physical: PhysicalPlan | None = None
     verbose: bool = False
     volatile: bool = True
+    rewritten: Rewritten | None = None
 
     @cached_property
     def listing(self) -> Listing:

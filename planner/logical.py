@@ -289,7 +289,8 @@ class Sql(Op):
     With `text`, inputs are the values of `params` (named parameters `$name`). Without, the first
     input is the query text (model-written SQL: read-only, capped) and the rest are `params`.
     A `volatile` query may answer differently each time it is asked (`random()`, `now()`): it is
-    SAMPLED, so two written ones are never merged.
+    SAMPLED, so two written ones are never merged. Queries of a `batched` operator that are asked at
+    about the same time go to the database as one (`planner.sql_batch`).
     """
 
     database: str = ""
@@ -298,6 +299,7 @@ class Sql(Op):
     max_rows: int = 1000
     read_only: bool = True
     volatile: bool = False
+    batched: bool = False
     call_id: str = ""
 
     @property
@@ -321,10 +323,15 @@ class Map(Op):
 @dataclass(frozen=True, eq=False, repr=False)
 class Reduce(Op):
     """Tree reduction of the list in the first input: `body` merges groups of at most `fan_in`
-    elements until one value is left. Parameters: the group (a list), then captures."""
+    elements until one value is left. Parameters: the group (a list), then captures.
+
+    With `group_tokens`, a group also ends before its elements have more estimated tokens than that
+    together (an element that is longer alone is a group of its own): elements are packed in order,
+    so equal lists have equal groups."""
 
     body: Body = field(default_factory=lambda: Body(1, Param((), 0)))
     fan_in: int = 16
+    group_tokens: int = 0
 
     @property
     def bodies(self) -> tuple[Body, ...]:
@@ -351,11 +358,15 @@ class When(Op):
 @dataclass(frozen=True, eq=False, repr=False)
 class Loop(Op):
     """`state = step(state)` while `condition(state)` holds, at most `max_rounds` times. The first
-    input is the initial state. Parameters of both bodies: the state, then captures."""
+    input is the initial state. Parameters of both bodies: the state, then captures.
+
+    With `stop_when_stable`, it ends when a step returns the state that it was given: a step that is
+    a function of its state would go on returning it."""
 
     condition: Body = field(default_factory=lambda: Body(1, Param((), 0)))
     step: Body = field(default_factory=lambda: Body(1, Param((), 0)))
     max_rounds: int = 8
+    stop_when_stable: bool = False
 
     @property
     def bodies(self) -> tuple[Body, ...]:
@@ -364,6 +375,8 @@ class Loop(Op):
     def check(self) -> None:
         if self.max_rounds < 1:
             raise PlanError(f"max_rounds of {self!r} is {self.max_rounds}; it must be at least 1")
+        if self.stop_when_stable and self.effect is not Effect.PURE:
+            raise PlanError(f"{self!r} cannot stop when stable: its bodies are not pure")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -444,6 +457,11 @@ class LogicalPlan:
                 for inner in pending.pop(0).walk():
                     yield inner
                     pending.extend(inner.bodies)
+
+    @cached_property
+    def kinds(self) -> frozenset[type[Op]]:
+        """The kinds of operators that the plan has, in any scope."""
+        return frozenset(type(op) for op in self.walk_all())
 
     @cached_property
     def users(self) -> dict[Op, tuple[str, ...]]:

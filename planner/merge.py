@@ -25,6 +25,7 @@ from planner.logical import (
     Tool,
     walk,
 )
+from planner.sql_effects import query_effects
 
 
 def merge(plans: Mapping[str, LogicalPlan]) -> LogicalPlan:
@@ -75,6 +76,9 @@ class _Qualifier:
         if any(rebuilt[d].fingerprint != d.fingerprint for d in op.dependencies):
             changes["inputs"] = tuple(rebuilt[i] for i in op.inputs)
             changes["after"] = tuple(rebuilt[a] for a in op.after)
+        if is_secretly_volatile(op):
+            changes["volatile"] = True
+            changes["call_id"] = self._call_id("")
         if op.effect is not Effect.PURE:
             if isinstance(op, ModelOp | Tool | Sql | SqlRows):
                 changes["call_id"] = self._call_id(op.call_id)
@@ -105,6 +109,15 @@ class _Qualifier:
             op = replace(op, inputs=inputs, after=after)
         self._interned[op.fingerprint] = op
         return op
+
+
+def is_secretly_volatile(op: Op) -> bool:
+    """Whether an operator is a query that may answer differently each time and does not say so:
+    its text calls `random()`, `now()` and the like. Equal ones must not become one."""
+    if not isinstance(op, Sql | SqlRows) or op.text is None or op.effect is not Effect.PURE:
+        return False
+    effects = query_effects(op.text)
+    return effects.understood and effects.volatile
 
 
 @dataclass(frozen=True, slots=True)

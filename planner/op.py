@@ -207,13 +207,14 @@ def walk(roots: tuple[Op, ...], stop_at: Op | None = None) -> Iterator[Op]:
 
 def _identity(op: Op) -> list[Any]:
     return [
-        [f.name, _encode(getattr(op, f.name))]
+        [f.name, encode_field(getattr(op, f.name))]
         for f in fields(op)
         if f.metadata.get("identity", True)
     ]
 
 
-def _encode(value: object) -> Any:
+def encode_field(value: object) -> Any:
+    """A field's value as JSON for fingerprints; operators and bodies by their own."""
     if isinstance(value, Op | Body):
         return value.fingerprint
     if isinstance(value, Prompt):
@@ -223,7 +224,7 @@ def _encode(value: object) -> Any:
     if isinstance(value, Effect):
         return value.value
     if isinstance(value, tuple):
-        return [_encode(v) for v in cast(tuple[object, ...], value)]
+        return [encode_field(v) for v in cast(tuple[object, ...], value)]
     if value is None or isinstance(value, str | int | float | bool):
         return value
     raise TypeError(f"a plan operator cannot hold {type(value).__name__}")

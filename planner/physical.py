@@ -7,7 +7,7 @@ runs first among the ready, and the row order decides which rows start first.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from planner.bodies import bodies_innermost_first
@@ -35,6 +35,7 @@ class Worker:
         prefix_cache: whether equal prompt prefixes are computed once.
         prime_prefix: whether one request must finish a prefix before others reuse it.
         prefix_block_tokens: granularity of that reuse.
+        choice: whether the engine keeps to the options of a choice while decoding.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Worker:
     prefix_cache: bool = False
     prime_prefix: bool = False
     prefix_block_tokens: int = 1
+    choice: bool = True
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,15 @@ class PhysicalPlan:
 
     Attributes:
         placements: worker name by fingerprint of every model operator, those of bodies included.
+        shares: for operators whose rows are split, runs of (worker name, rows) along the order in
+            which rows start; rows behind the last run belong to its worker.
         workers: the workers that placements name.
         priority: by fingerprint of every operator of every scope; smaller goes first.
         row_order: for each scan source, the order in which its rows start (a permutation of row
             indices). Results keep the input order whatever it is.
         rows_in_flight: rows that may be under way at once.
+        row_block: rows that are taken operator by operator: within a block the operator's priority
+            goes before the row. 1 finishes rows one after the other.
     """
 
     logical: LogicalPlan
@@ -66,6 +72,10 @@ class PhysicalPlan:
     priority: Mapping[str, int]
     row_order: Mapping[str, tuple[int, ...]]
     rows_in_flight: int
+    shares: Mapping[str, tuple[tuple[str, int], ...]] = field(
+        default_factory=dict[str, tuple[tuple[str, int], ...]]
+    )
+    row_block: int = 1
 
     def worker_of(self, op: Op) -> Worker | None:
         """The worker of a model operator; None for other operators."""
@@ -86,6 +96,8 @@ class PhysicalPlan:
                 for source, order in self.row_order.items()
             },
             "rows_in_flight": self.rows_in_flight,
+            "shares": {op: [list(run) for run in runs] for op, runs in self.shares.items()},
+            "row_block": self.row_block,
         }
 
     @classmethod
@@ -104,6 +116,11 @@ class PhysicalPlan:
                 for source, order in orders.items()
             },
             rows_in_flight=obj["rows_in_flight"],
+            shares={
+                op: tuple((str(name), int(rows)) for name, rows in runs)
+                for op, runs in obj.get("shares", {}).items()
+            },
+            row_block=int(obj.get("row_block", 1)),
         )
 
 

@@ -154,6 +154,9 @@ class SqlRows(Relation):
 
     Whether rows have an order is the query's business: those of one run keep the order that DuckDB
     gave them.
+
+    With `into`, the rows stay in DuckDB, in the run's table of that name, and the relation has one
+    row: how many there are (column "rows"). A result of any size costs no memory here.
     """
 
     database: str = ""
@@ -164,6 +167,7 @@ class SqlRows(Relation):
     read_only: bool = True
     volatile: bool = False
     call_id: str = ""
+    into: str = ""
 
     @property
     def own_effect(self) -> Effect:
@@ -214,11 +218,13 @@ class Collect(Relation):
 class Flatten(Relation):
     """One row for each element of a list, in order. Inputs: the rows; the list; values that every
     element's row carries along. `columns`: the name of the element, then one for each carried
-    value. An empty list has no rows; null is an empty list; another value fails the row. `position`
-    names a further column with the element's index from 0, unless it is empty."""
+    value. An empty list has no rows, and neither has null, unless `null_fails`; another value fails
+    the row. `position` names a further column with the element's index from 0, unless it is
+    empty."""
 
     columns: tuple[str, ...] = ()
     position: str = ""
+    null_fails: bool = False
 
     @property
     def carried(self) -> tuple[tuple[str, Op], ...]:

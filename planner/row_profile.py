@@ -32,9 +32,17 @@ class _Coded:
 class RowProfile:
     """Exact counts over the rows of a batch."""
 
-    def __init__(self, rows: Rows, count_tokens: Callable[[str], int]) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        count_tokens: Callable[[str], int],
+        query_rows: Mapping[str, int] | None = None,
+    ) -> None:
+        """`query_rows`: how many rows queries make, by the fingerprint of their `SqlRows`, where
+        they have been counted."""
+        self.query_rows: Mapping[str, int] = query_rows or {}
         self._rows = rows
-        self._count_tokens = count_tokens
+        self.count_tokens = count_tokens
         self._coded: dict[Dependency, _Coded] = {}
         self._representatives: dict[tuple[Source, frozenset[Path]], list[int]] = {}
         self._means: dict[tuple[Source, Path, frozenset[Path]], float] = {}
@@ -48,6 +56,14 @@ class RowProfile:
         for source, paths in _by_source(dependencies).items():
             count *= len(self._first_rows(source, paths))
         return count
+
+    def codes(self, path: Dependency) -> Sequence[int]:
+        """For each row a number that is equal where the values at `path` are equal."""
+        return self._code(path).codes
+
+    def token_counts(self, path: Dependency) -> Sequence[int]:
+        """The tokens of the value with each code."""
+        return self._code(path).tokens
 
     def mean_tokens(self, path: Dependency, over: Iterable[Dependency]) -> float:
         """Mean tokens of the value at `path`, over the distinct tuples of `over` and the path."""
@@ -98,7 +114,7 @@ class RowProfile:
                 name = value if isinstance(value, str) else (canonical_json(value),)
                 code = known.setdefault(name, len(known))
                 if code == len(coded.tokens):
-                    coded.tokens.append(self._count_tokens(render_value(value)))
+                    coded.tokens.append(self.count_tokens(render_value(value)))
                     coded.lengths.append(len(value) if isinstance(value, list) else None)
                 coded.codes.append(code)
             self._coded[path] = coded

@@ -1,21 +1,29 @@
 """Statistics: what each operator is expected to be asked, before anything runs.
 
-Every number says where it comes from: counted on the rows (exact), promised by the workflow
-(declared), or assumed. A combined number is as good as its weakest part.
+Every number says where it comes from: counted on the rows (exact), measured by a dry run of some of
+the rows (sampled) or by earlier runs (learnt), promised by the workflow (declared), or assumed. A
+combined number is as good as its weakest part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from planner.logical import Json, LogicalPlan, Op
+from planner.prefix_tree import Template
 
-Provenance = Literal["exact", "declared", "assumed"]
+Provenance = Literal["exact", "sampled", "learnt", "declared", "assumed"]
 CountTokens = Callable[[str], int]
 
-_WEAKNESS: dict[Provenance, int] = {"exact": 0, "declared": 1, "assumed": 2}
+_WEAKNESS: dict[Provenance, int] = {
+    "exact": 0,
+    "sampled": 1,
+    "learnt": 2,
+    "declared": 3,
+    "assumed": 4,
+}
 
 
 def weakest(provenances: Iterable[Provenance]) -> Provenance:
@@ -80,6 +88,24 @@ class OpStats:
 NO_STATS = OpStats()
 
 
+@dataclass(frozen=True, slots=True)
+class RelationStats:
+    """What is expected of a relation.
+
+    Attributes:
+        rows: how many it has, and `rows_from` where that comes from.
+        pass_rate: of a filter, the share of rows that it keeps; `pass_low` and `pass_high` are a
+            95 % interval, from 0 to 1 where the rate is assumed; `pass_from` where it comes from.
+    """
+
+    rows: float = 0.0
+    rows_from: Provenance = "exact"
+    pass_rate: float | None = None
+    pass_low: float = 0.0
+    pass_high: float = 1.0
+    pass_from: Provenance = "assumed"
+
+
 @dataclass(frozen=True)
 class PlanStats:
     """Statistics of a plan over given rows.
@@ -87,13 +113,17 @@ class PlanStats:
     Attributes:
         ops: by operator fingerprint, every scope.
         rows: number of rows of each scan source.
-        prefix_order: for each scan source, row indices with equal leading prompt values together,
-            groups in order of first appearance; input order where grouping gains nothing.
+        relations: by fingerprint, every relation of the plan.
+        prefix_order: for each scan source, the order in which its rows share most
+            (`planner.row_order`).
+        templates: what the prompts of the model operators are made of.
     """
 
     ops: Mapping[str, OpStats] = field(default_factory=dict[str, OpStats])
     rows: Mapping[str, int] = field(default_factory=dict[str, int])
+    relations: Mapping[str, RelationStats] = field(default_factory=dict[str, RelationStats])
     prefix_order: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    templates: tuple[Template, ...] = ()
 
     def of(self, op: Op) -> OpStats:
         """The statistics of an operator of any scope; zeros for one that the plan has not."""
@@ -117,9 +147,11 @@ class PlanStats:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that `from_json` reads. The row order is kept by the physical plan."""
+        """A JSON object that `from_json` reads. The row order is kept by the physical plan; the
+        templates are not kept."""
         return {
             "rows": dict(self.rows),
+            "relations": {op: asdict(found) for op, found in self.relations.items()},
             "ops": {
                 op: [
                     s.uses, s.distinct, s.calls, s.calls_alone, s.input_tokens, s.output_tokens,
@@ -132,7 +164,7 @@ class PlanStats:
 
     @classmethod
     def from_json(cls, obj: Mapping[str, Any]) -> PlanStats:
-        """The statistics that `to_json` wrote, without the row order."""
+        """The statistics that `to_json` wrote, without row order and templates."""
         ops: dict[str, OpStats] = {}
         for op, values in obj["ops"].items():
             prefixes = tuple((float(tokens), float(n)) for tokens, n in values[6])
@@ -140,20 +172,24 @@ class PlanStats:
             ops[op] = OpStats(
                 uses, distinct, calls, alone, tokens_in, tokens_out, prefixes, *values[7:10]
             )
-        return cls(ops=ops, rows=dict(obj["rows"]))
+        relations = {op: RelationStats(**found) for op, found in obj["relations"].items()}
+        return cls(ops=ops, rows=dict(obj["rows"]), relations=relations)
 
 
 def estimate(
     plan: LogicalPlan,
     rows: Mapping[str, Sequence[Mapping[str, Json]]],
     count_tokens: CountTokens,
+    query_rows: Mapping[str, int] | None = None,
 ) -> PlanStats:
-    """Statistics of `plan` over `rows` (by scan source; a missing source has no rows).
+    """Statistics of `plan` over `rows` (by scan source; a missing source has no rows), and over
+    queries whose rows have been counted (`query_rows`, by fingerprint).
 
     Calls are exact where an operator depends on scanned columns alone: equal arguments are one
     call. Answers of models and tools are assumed to differ whenever their arguments do. Lengths of
     answers are assumed as half of `max_tokens`; a choice costs its options' mean.
     """
     from planner.estimator import Estimator
+    from planner.row_profile import RowProfile
 
-    return Estimator(plan, rows, count_tokens).run()
+    return Estimator(plan, RowProfile(rows, count_tokens, query_rows), count_tokens).run()

@@ -15,11 +15,11 @@ from typing import Protocol, cast
 from costmodel.errors import HaloError
 from planner.errors import InvariantError
 from planner.logical import Agent, Effect, Json, Sql, render_value
-from planner.physical import Worker
 from runtime.answers import Asker, JsonType, MisfitError, answer_text
 from runtime.backends.base import Message, Request, ToolCall, ToolSchema
 from runtime.errors import DrainingError
 from runtime.inline import compile_prompt
+from runtime.placement import Placement
 from runtime.records import CallRecord, CallSite
 from runtime.scope import Frame
 from runtime.values import parse_json
@@ -55,8 +55,7 @@ class AgentStep:
         self,
         op: Agent,
         inputs: Sequence[int],
-        worker: Worker,
-        priority: int,
+        placement: Placement,
         asker: Asker,
         tools: ToolCaller,
         tool_schemas: Mapping[str, ToolSchema],
@@ -65,8 +64,8 @@ class AgentStep:
         self.op = op
         self._prompt = compile_prompt(op.prompt, inputs)
         self._system = compile_prompt(op.system, inputs) if op.system is not None else None
-        self._worker = worker
-        self._priority = priority
+        self._model = placement.worker_of(op).model
+        self._placement = placement
         self._asker = asker
         self._caller = tools
         self._is_stopping = is_stopping
@@ -127,17 +126,20 @@ class AgentStep:
             return answer_text(record)
         request = self._request(messages, schema_json=self._answer_type.schema_json)
         site = self._model_site(frame, query, turn)
-        priority = frame.row.priority + self._priority
-        worker = self._worker.name
+        worker, priority = self._place(frame)
         return await self._asker.ask(worker, request, site, priority, self._answer_type)
 
     async def _complete(self, request: Request, frame: Frame, query: str, turn: int) -> CallRecord:
+        worker, priority = self._place(frame)
         return await self._asker.models.complete(
-            self._worker.name,
-            request,
-            self._model_site(frame, query, turn),
-            priority=frame.row.priority + self._priority,
+            worker, request, self._model_site(frame, query, turn), priority=priority
         )
+
+    def _place(self, frame: Frame) -> tuple[str, int]:
+        """The worker and the priority of a turn."""
+        op, placement = self.op.fingerprint, self._placement
+        priority = frame.row.priority + placement.priority(op)
+        return placement.worker(op, frame.row.position), priority
 
     def _request(
         self,
@@ -149,7 +151,7 @@ class AgentStep:
         op = self.op
         return Request(
             "",
-            self._worker.model,
+            self._model,
             tuple(messages),
             max_tokens=op.max_tokens,
             temperature=op.temperature,

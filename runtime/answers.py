@@ -98,6 +98,13 @@ class Options:
                 return answer
         raise MisfitError(f"it is none of {', '.join(map(repr, self.options))}")
 
+    def completed(self, text: str) -> str | None:
+        """The one option that a text which was cut is the beginning of; None when it is several or
+        none."""
+        begun = text.strip()
+        found = [option for option in self.options if begun and option.startswith(begun)]
+        return found[0] if len(found) == 1 else None
+
     def is_partial(self, text: str) -> bool:
         """Whether a text that was cut may have been about to become another option."""
         answer = text.strip()
@@ -176,6 +183,10 @@ class Asker:
 
 
 def _value(record: CallRecord, text: str, request: Request, answer_type: AnswerType) -> Json:
+    if record.finish_reason == "length" and isinstance(answer_type, Options):
+        option = answer_type.completed(text)
+        if option is not None:
+            return option
     if record.finish_reason == "length" and answer_type.is_partial(text):
         raise MisfitError(f"it was cut at {request.max_tokens} tokens")
     return answer_type.parse(text)

@@ -105,7 +105,7 @@ class _Flattened(Derivation):
             yield error
             return
         elements, *carried = values_of(given)
-        if elements is None:
+        if elements is None and not self._op.null_fails:
             return
         if not isinstance(elements, list):
             yield RowError(

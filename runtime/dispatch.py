@@ -22,6 +22,7 @@ from runtime.budget import BudgetMeter
 from runtime.clock import Clock
 from runtime.errors import BackendError, DrainingError
 from runtime.lane import Lane, Ticket
+from runtime.placement import Load
 from runtime.priming import PrimingStats
 from runtime.records import CallRecord, CallSite, Store
 from runtime.retry import RetryPolicy
@@ -44,6 +45,7 @@ class Dispatcher:
         max_attempts: attempts of a call whose errors are retryable.
         seed: of the run; sampled calls derive theirs from it and their identity.
         prime: whether shared prefixes are primed on engines that need it.
+        share: whether equal calls are made once.
         meter: of the run's budget; `on_budget` is told once it is reached, and has to stop the run.
     """
 
@@ -58,6 +60,7 @@ class Dispatcher:
         max_attempts: int = 4,
         seed: int = 0,
         prime: bool = True,
+        share: bool = True,
         meter: BudgetMeter | None = None,
         on_budget: Callable[[str], None] = lambda reason: None,
     ) -> None:
@@ -69,6 +72,7 @@ class Dispatcher:
         self._clock = clock
         self._tenant = tenant
         self._seed = seed
+        self._share = share
         self._retry = RetryPolicy(max_attempts)
         self._origin_s = clock.now_s()
         self._stopped = False
@@ -83,6 +87,11 @@ class Dispatcher:
     def waiting(self) -> int:
         """Calls that wait for a slot or for a prefix to be primed."""
         return sum(lane.waiting for lane in self._lanes.values())
+
+    def load(self, worker: str) -> Load:
+        """How busy a worker is."""
+        lane = self._lanes[worker]
+        return Load(lane.waiting, lane.free)
 
     @property
     def priming_stats(self) -> dict[str, PrimingStats]:
@@ -111,7 +120,25 @@ class Dispatcher:
             keyed = replace(request, key=key, seed=seed, priority=priority)
             return self._make(lane, keyed, site)
 
-        return await self._table.once(key, site, make)
+        return await self._table.once(key, site, make, share=self._share)
+
+    async def warm(self, worker: str, request: Request) -> int:
+        """Bring an open-ended prefix into a worker's cache, before all that waits. Calls that share
+        it are held meanwhile, as by priming. Returns the tokens computed; 0 when it did not work:
+        then the first call that needs the prefix computes it."""
+        lane = self._lanes[worker]
+        ticket = await lane.enter(replace(request, key=f"warm-{id(request):x}", priority=-(2**31)))
+        computed = 0
+        try:
+            computed = await lane.engine.warm(request)
+        except BackendError:
+            lane.failed(ticket)
+        else:
+            lane.prefilled(ticket)
+        finally:
+            lane.leave(ticket)
+            lane.release()
+        return computed
 
     def stop(self) -> None:
         """Drain: calls that have not started are refused with `DrainingError`, and so are new ones
@@ -161,7 +188,9 @@ class Dispatcher:
                 error.attempts = attempt
                 if not self._retry.again(error, attempt):
                     raise
-                await self._pause(self._retry.delay_s(request.key, attempt), error)
+                # Never earlier than the engine asked for.
+                delay_s = max(self._retry.delay_s(request.key, attempt), error.retry_after_s or 0.0)
+                await self._pause(delay_s, error)
                 lane.again(ticket)
                 attempt += 1
             else:

@@ -6,9 +6,13 @@ from costmodel.errors import HaloError
 
 
 class BackendError(HaloError):
-    """An engine could not answer. `attempts` counts how often it was asked before giving up."""
+    """An engine could not answer. `attempts` counts how often it was asked before giving up;
+    `retry_after_s` is how long it asked to be left alone, None when it did not say; `status` is that
+    of its HTTP answer, None without one."""
 
     attempts: int = 1
+    retry_after_s: float | None = None
+    status: int | None = None
 
     def __init__(self, message: str, *, backend: str, retryable: bool = False) -> None:
         super().__init__(message)
@@ -18,6 +22,18 @@ class BackendError(HaloError):
 
 class ContextOverflowError(BackendError):
     """A prompt and its answer do not fit the model's context; both numbers are in the message."""
+
+
+class PromptError(BackendError):
+    """This conversation cannot be put to this model; nothing was sent."""
+
+
+class TruncatedAnswerError(BackendError):
+    """An answer ended before its end: a stream or body was cut, or never said why it stopped."""
+
+
+class EngineUnreachableError(BackendError):
+    """No connection to the engine, or none any more: it is not there, died or does not react."""
 
 
 class ModelNotFoundError(BackendError):

@@ -242,4 +242,6 @@ def _failure(frame: Frame, position: int, error: Exception) -> Failure:
     if not isinstance(error, HaloError):
         _log.error("defect in %r of row %d", op, frame.row.index, exc_info=error)
     message = f"{error} (at {frame.path})" if frame.path else str(error)
-    return Failure(RowError(type(error).__name__, message, op.label or op.fingerprint), position)
+    attempts = int(getattr(error, "attempts", 1))
+    name = op.label or op.fingerprint
+    return Failure(RowError(type(error).__name__, message, name, attempts), position)

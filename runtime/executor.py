@@ -12,7 +12,7 @@ stages start first, so that few are half done.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -30,6 +30,7 @@ from runtime.derive import Given, Table
 from runtime.errors import DrainingError
 from runtime.evaluator import Evaluator
 from runtime.operators import Compiler
+from runtime.placement import FIRST_LOOK_ROWS, Load, Observed, Placement, Replan
 from runtime.records import CallSite, Outcome, Recovered, RowError, Store, row_keys
 from runtime.scope import Frame, Row, Scope
 from runtime.stages import (
@@ -82,6 +83,8 @@ class Progress:
         calls_in_flight: calls that engines work on.
         requested, made, shared, replayed: of calls, as in `OpMetrics`.
         queries: the rows of each query.
+        calls_expected: what the whole run is expected to make, as its first rows suggest; None
+            where nobody estimates.
     """
 
     rows_total: int
@@ -94,6 +97,7 @@ class Progress:
     shared: int
     replayed: int
     queries: Mapping[str, QueryProgress] = field(default_factory=dict[str, QueryProgress])
+    calls_expected: float | None = None
 
 
 @dataclass(slots=True)
@@ -117,7 +121,8 @@ class Executor:
     """Runs a physical plan, once. Make it and use it in one event loop.
 
     Calls have the priority `position * stride + PhysicalPlan.priority[op]`: rows admitted earlier
-    go first, so that rows end early and few are half done; within a row the plan decides.
+    go first, so that rows end early and few are half done; within a row, or within a block of
+    `row_block` rows, the plan decides.
 
     Writing operators run for one row after the other, in input order, and limits count in it: a
     scan that feeds one is admitted in input order, whatever `row_order` says.
@@ -128,6 +133,8 @@ class Executor:
         tool_schemas: by name, the tools of the plan's agents as models see them.
         metrics: by operator fingerprint; shared with the call table, which counts calls there.
         row_queries: runs the queries of the plan's `SqlRows`; None for a plan without any.
+        replan: asked now and then, with what was measured, for a plan of the rest.
+        load: how busy a worker is, for calls that may go to one of several.
 
     Attributes:
         recovered: failures that `Recover` operators turned into values, as they happened.
@@ -144,8 +151,15 @@ class Executor:
         clock: Clock,
         metrics: dict[str, OpMetrics],
         row_queries: RowQueries | None = None,
+        replan: Replan | None = None,
+        load: Callable[[str], Load] | None = None,
     ) -> None:
         self._plan = plan
+        self._placement = Placement(plan, load)
+        self._replan = replan
+        self._rows_ended = 0
+        self._look_at = FIRST_LOOK_ROWS
+        self._began_s = 0.0
         self._dispatcher = dispatcher
         self._tools = tools
         self._store = store
@@ -157,7 +171,7 @@ class Executor:
         )
         self._row_queries = row_queries
         self._compiler = Compiler(
-            plan,
+            self._placement,
             models=dispatcher,
             tools=tools,
             tool_schemas=tool_schemas,
@@ -173,7 +187,6 @@ class Executor:
         set_limits(self._stages.values(), self._compiler.limit)
         self._scopes: dict[tuple[Target, ...], Scope] = {}
         self._calls = {op.fingerprint for op in plan.logical.walk_all() if isinstance(op, CALLS)}
-        self._stride = max(plan.priority.values(), default=0) + 1
         self._recorded: set[tuple[str, str]] = set()
         self._querying: dict[Stage, asyncio.Task[None]] = {}
         self._admitted = 0
@@ -226,6 +239,7 @@ class Executor:
         if self._started:
             raise InvariantError("an executor runs once; make another for another run")
         self._started = True
+        self._began_s = self._clock.now_s()
         # The store looks at them again whenever it commits.
         self._store.record_metrics(self._metrics)
         self._recorded = set(self._store.recorded_outcomes())
@@ -327,13 +341,14 @@ class Executor:
             return
         stage.active += 1
         self._active += 1
-        priority = Row(row.index, row.key, self._admitted * self._stride)
+        position = self._admitted
+        started = Row(row.index, row.key, self._placement.row_priority(position), position)
         if isinstance(row.row, RowError):
             self._failed_row(stage, row, targets, row.row)
             return
         scope = self._scope(stage, targets)
         on_end = partial(self._ended, stage, row, targets)
-        self._evaluator.start_row(Frame(scope, row.row, priority, on_end))
+        self._evaluator.start_row(Frame(scope, row.row, started, on_end))
 
     def _needs(self, target: Target, row: StageRow) -> bool:
         """Whether a row is to run for a target: not when an earlier process recorded its outcome,
@@ -400,7 +415,8 @@ class Executor:
         if (target.query, row.key) in self._recorded:
             query.recorded += 1
             return
-        outcome = Outcome(target.query, row.index, row.key, value, error)
+        ended_s = self._clock.now_s() - self._began_s
+        outcome = Outcome(target.query, row.index, row.key, value, error, ended_s=ended_s)
         self._store.record_outcome(outcome)
         query.outcomes.append(outcome)
         query.failed += error is not None
@@ -422,7 +438,25 @@ class Executor:
         stage.active -= 1
         self._active -= 1
         self._unsettled = self._unsettled or stage.limited or not (stage.pending or stage.active)
+        self._rows_ended += 1
+        if self._replan is not None and self._rows_ended >= self._look_at:
+            self._plan_again(self._replan)
         self._wake_up()
+
+    def _plan_again(self, replan: Replan) -> None:
+        """Let the rest be planned again from what was measured. Calls under way are not touched."""
+        self._look_at = 2 * self._rows_ended
+        plan = replan(
+            Observed(
+                metrics=self._metrics,
+                rows_started=self._admitted,
+                rows_ended=self._rows_ended,
+                rows_total=sum(stage.total for stage in self._stages.values()),
+                elapsed_s=self._clock.now_s() - self._began_s,
+            )
+        )
+        if plan is not None:
+            self._placement.update(plan)
 
     # --- queries that make rows ------------------------------------------------------------------
 

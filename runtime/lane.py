@@ -10,7 +10,14 @@ from dataclasses import dataclass
 
 from costmodel.usage import Usage
 from runtime.backends.base import Backend, Request
-from runtime.priming import Prefill, Priming, PrimingStats, prompt_chain, prompt_text
+from runtime.priming import (
+    REMEMBERED_TOKENS,
+    Prefill,
+    Priming,
+    PrimingStats,
+    prompt_chain,
+    prompt_text,
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -29,7 +36,7 @@ class Ticket:
 
 
 class Lane:
-    """Lets at most `Capabilities.max_in_flight` calls into `engine`, smaller `priority` first and
+    """Lets at most `Backend.in_flight_limit` calls into `engine`, smaller `priority` first and
     equal ones in order of arrival. A slot is taken by `enter` and given back by `release`, which
     may come later than `leave` (the end of the engine's work).
 
@@ -43,14 +50,19 @@ class Lane:
         self.engine = engine
         self.waiting = 0
         self.in_flight = 0
-        self._free = max(1, capabilities.max_in_flight)
+        self._taken = 0
+        engine.on_limit_change(self._admit)
         self._arrivals = 0
         self._queue: list[tuple[int, int, Ticket]] = []
         self._held: dict[Prefill, list[Ticket]] = {}
         self._refusal: Callable[[], Exception] | None = None
         self._hold = prime and capabilities.prime_prefix
         self._priming = (
-            Priming(concurrent_reuse=not capabilities.prime_prefix)
+            Priming(
+                concurrent_reuse=not capabilities.prime_prefix,
+                remembered_tokens=capabilities.cache_tokens or REMEMBERED_TOKENS,
+                worth_chars=round(capabilities.prime_tokens * capabilities.bytes_per_token),
+            )
             if capabilities.prime_prefix or capabilities.prefix_cache
             else None
         )
@@ -59,6 +71,11 @@ class Lane:
     def tracks_prefixes(self) -> bool:
         """Whether it matters to this lane when a prompt is prefilled."""
         return self._priming is not None
+
+    @property
+    def free(self) -> int:
+        """Slots that nobody has."""
+        return self._free
 
     @property
     def priming_stats(self) -> PrimingStats:
@@ -112,7 +129,7 @@ class Lane:
 
     def release(self) -> None:
         """Give a slot back."""
-        self._free += 1
+        self._taken -= 1
         self._admit()
 
     def refuse(self, error: Callable[[], Exception]) -> None:
@@ -137,11 +154,11 @@ class Lane:
         return self._priming.predict(ticket.prefill, usage.input_tokens)
 
     def _admit(self) -> None:
-        while self._free and self._queue:
+        while self._queue and self._taken < max(1, self.engine.in_flight_limit):
             ticket = heapq.heappop(self._queue)[2]
             if ticket.gone or (self._hold and self._hold_back(ticket)):
                 continue
-            self._free -= 1
+            self._taken += 1
             self.waiting -= 1
             self.in_flight += 1
             ticket.granted = True

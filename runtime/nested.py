@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from costmodel.errors import HaloError
+from costmodel.tokens import estimate_tokens
 from costmodel.usage import OpMetrics
-from planner.logical import Effect, Json, Loop, Map, Op, Reduce, When
+from planner.logical import Effect, Json, Loop, Map, Op, Reduce, When, render_value
 from runtime.errors import DrainingError, ValueTypeError
 from runtime.evaluator import Evaluator, body_values
 from runtime.scope import FailedBodyError, Frame, Scope
-from runtime.values import kind_of
+from runtime.values import kind_of, same_json
 
 OpT = TypeVar("OpT", bound=Op)
 
@@ -100,9 +101,35 @@ class ReduceStep(NestedStep[Reduce]):
                 f"{self.op!r} got an empty list, and there is nothing to reduce; make sure that "
                 "there is at least one element, or branch on the list before"
             )
+        if self.op.group_tokens:
+            return await self._packed(items, captures, frame, query)
         if self._writes:
             return await self._in_order(items, captures, frame, query)
         return await _Tree(self, items, captures, frame, query).run()
+
+    async def _packed(
+        self, items: list[Json], captures: list[Json], frame: Frame, query: str
+    ) -> Json:
+        """Level by level: which elements form a group depends on how long they are."""
+        (body,), op = self._bodies, self.op
+        level = 0
+        while level == 0 or len(items) > 1:
+            # Above the first level a group has two members at least, so every level gets smaller.
+            least = 1 if level == 0 else 2
+            groups = pack(items, op.fan_in, op.group_tokens, least)
+            merged = [g for g in groups if level == 0 or len(g) > 1]
+            uses: list[tuple[str, Sequence[Json]]] = [
+                (_group(level, number), [group, *captures]) for number, group in enumerate(merged)
+            ]
+            run = self._evaluator
+            if self._writes:
+                values = [await run.run_body(body, a, frame, query, part) for part, a in uses]
+            else:
+                values = await run.run_bodies(body, uses, frame, query)
+            left = iter(values)
+            items = [next(left) if level == 0 or len(g) > 1 else g[0] for g in groups]
+            level += 1
+        return items[0]
 
     async def _in_order(
         self, items: list[Json], captures: list[Json], frame: Frame, query: str
@@ -230,9 +257,34 @@ class LoopStep(NestedStep[Loop]):
             part, arguments = f"loop[{number}]", [state, *captures]
             if not await run(condition, arguments, frame, query, f"{part}/condition"):
                 break
-            state = await run(step, arguments, frame, query, part)
+            before, state = state, await run(step, arguments, frame, query, part)
+            if self.op.stop_when_stable and same_json(before, state):
+                break
         return state
 
 
 def _group(level: int, number: int) -> str:
     return f"reduce[{level}.{number}]"
+
+
+def pack(items: Sequence[Json], fan_in: int, tokens: int, least: int = 1) -> list[list[Json]]:
+    """Groups of items in order: at most `fan_in` each, and at most so many estimated tokens unless
+    a group would have fewer than `least` items.
+
+    Example:
+        >>> pack(["a" * 40, "b" * 40, "c" * 40], fan_in=16, tokens=24)
+        [['aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa', 'bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb'], ['cccccccccccccccccccccccccccccccccccccccc']]
+    """
+    groups: list[list[Json]] = []
+    used = 0
+    for item in items:
+        size = estimate_tokens(render_value(item)) + 2
+        full = bool(groups) and (
+            len(groups[-1]) >= fan_in or (used + size > tokens and len(groups[-1]) >= least)
+        )
+        if not groups or full:
+            groups.append([])
+            used = 0
+        groups[-1].append(item)
+        used += size
+    return groups

@@ -17,7 +17,6 @@ from planner.logical import (
     Limit,
     Loop,
     Map,
-    ModelOp,
     Op,
     Reduce,
     Relation,
@@ -25,7 +24,6 @@ from planner.logical import (
     Tool,
     When,
 )
-from planner.physical import PhysicalPlan, Worker
 from runtime.agent_loop import AgentStep, ToolCaller
 from runtime.answers import Asker, JsonType, ModelCaller, Options, answer_text
 from runtime.backends.base import Message, Request, ToolSchema
@@ -33,6 +31,7 @@ from runtime.errors import ValueTypeError
 from runtime.evaluator import Evaluator
 from runtime.inline import Compute, compile_inline, compile_prompt
 from runtime.nested import LoopStep, MapStep, ReduceStep, WhenStep
+from runtime.placement import Placement
 from runtime.scope import Frame, Scope, Step
 from runtime.sinks import LimitState, LimitStep, Sink, compile_filter, compile_sink
 from runtime.values import checked, copied, kind_of
@@ -46,15 +45,14 @@ class ModelStep:
         self,
         op: Generate | Choose,
         inputs: Sequence[int],
-        worker: Worker,
-        priority: int,
+        placement: Placement,
         asker: Asker,
     ) -> None:
         self.op = op
         self._prompt = compile_prompt(op.prompt, inputs)
         self._system = compile_prompt(op.system, inputs) if op.system is not None else None
-        self._worker = worker
-        self._priority = priority
+        self._model = placement.worker_of(op).model
+        self._placement = placement
         self._asker = asker
         self._effect = op.effect
         self._stop = op.stop if isinstance(op, Generate) else ()
@@ -71,7 +69,7 @@ class ModelStep:
         user = Message("user", self._prompt(values))
         request = Request(
             "",
-            self._worker.model,
+            self._model,
             (user,) if self._system is None else (Message("system", self._system(values)), user),
             op.max_tokens,
             op.temperature,
@@ -82,8 +80,9 @@ class ModelStep:
             self._options,
         )
         site = frame.site(op, query, effect=self._effect, call_id=op.call_id)
-        priority = frame.row.priority + self._priority
-        worker, answer_type = self._worker.name, self._answer_type
+        placement, answer_type = self._placement, self._answer_type
+        priority = frame.row.priority + placement.priority(op.fingerprint)
+        worker = placement.worker(op.fingerprint, frame.row.position)
         if answer_type is not None:
             return await self._asker.ask(worker, request, site, priority, answer_type)
         record = await self._asker.models.complete(worker, request, site, priority=priority)
@@ -132,7 +131,7 @@ class Compiler:
 
     def __init__(
         self,
-        plan: PhysicalPlan,
+        placement: Placement,
         *,
         models: ModelCaller,
         tools: ToolCaller,
@@ -141,8 +140,7 @@ class Compiler:
         evaluator: Evaluator,
         is_stopping: Callable[[], bool],
     ) -> None:
-        self._plan = plan
-        self._workers = {worker.name: worker for worker in plan.workers}
+        self._placement = placement
         self._tools = tools
         self._tool_schemas = tool_schemas
         self._metrics = metrics
@@ -181,13 +179,12 @@ class Compiler:
         bodies = [self._body(body) for body in op.bodies]
         match op:
             case Generate() | Choose():
-                return ModelStep(op, inputs, self._worker(op), self._priority(op), self._asker)
+                return ModelStep(op, inputs, self._placement, self._asker)
             case Agent():
                 return AgentStep(
                     op,
                     inputs,
-                    self._worker(op),
-                    self._priority(op),
+                    self._placement,
                     self._asker,
                     self._tools,
                     self._tool_schemas,
@@ -207,14 +204,3 @@ class Compiler:
                 return LoopStep(op, inputs, bodies, self._evaluator, self._metrics)
             case _:
                 raise InvariantError(f"the executor does not know operators of kind {op.kind}")
-
-    def _worker(self, op: ModelOp) -> Worker:
-        name = self._plan.placements.get(op.fingerprint, "")
-        worker = self._workers.get(name)
-        if worker is None:
-            have = ", ".join(self._workers) or "none"
-            raise InvariantError(f"{op!r} is placed on worker {name!r}; the plan has: {have}")
-        return worker
-
-    def _priority(self, op: Op) -> int:
-        return self._plan.priority.get(op.fingerprint, 0)

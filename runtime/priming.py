@@ -19,8 +19,9 @@ from costmodel.tokens import BYTES_PER_TOKEN
 from runtime.backends.base import Request
 
 BLOCK_CHARS = 128
-SHARED_BLOCKS = 2
-"""A group is worth priming when it shares this many blocks that the engine does not have yet."""
+WORTH_CHARS = 256
+"""A group is worth priming when it shares this many characters that the engine does not have yet.
+"""
 
 REMEMBERED_TOKENS = 131_072
 """Prompt tokens that the engine is taken to keep. Too few costs a short hold, too many a prefill
@@ -60,12 +61,17 @@ class Priming:
     """
 
     def __init__(
-        self, *, concurrent_reuse: bool, remembered_tokens: int = REMEMBERED_TOKENS
+        self,
+        *,
+        concurrent_reuse: bool,
+        remembered_tokens: int = REMEMBERED_TOKENS,
+        worth_chars: int = WORTH_CHARS,
     ) -> None:
         self.stats = PrimingStats()
         self._concurrent_reuse = concurrent_reuse
         self._cached = PrefixCache(remembered_tokens, BLOCK_CHARS // BYTES_PER_TOKEN)
         self._pending: dict[int, Prefill] = {}
+        self._worth_blocks = max(1, worth_chars // BLOCK_CHARS)
 
     def blocker(self, chain: list[int]) -> Prefill | None:
         """The prefill that a prompt should wait for, or None when it may go now."""
@@ -75,7 +81,7 @@ class Priming:
         cached = shared = self._cached.peek(chain)
         while shared < len(chain) and chain[shared] in pending:
             shared += 1
-        return pending[chain[shared - 1]] if shared - cached >= SHARED_BLOCKS else None
+        return pending[chain[shared - 1]] if shared - cached >= self._worth_blocks else None
 
     def start(self, chain: list[int], n_chars: int) -> Prefill:
         """A prompt goes to the engine: its blocks that are not cached are pending from here on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from asyncio import Future
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from costmodel.usage import OpMetrics, Usage
@@ -54,17 +54,19 @@ class CallRecord:
 @dataclass(frozen=True, slots=True)
 class RowError:
     """Why a row has no value. `type` is the error class's name; `op` the operator's label or
-    fingerprint; the message says what to do."""
+    fingerprint; the message says what to do; `attempts` counts how often it was tried."""
 
     type: str
     message: str
     op: str = ""
+    attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """The one recorded end of a row in a query: a value, or an error with its reason. A `dropped`
-    row is none of the query's rows (a filter or limit has dropped it) and has neither."""
+    row is none of the query's rows (a filter or limit has dropped it) and has neither. `ended_s` is
+    when, in seconds of the run's clock since the run began; 0 for what was read from a journal."""
 
     query: str
     row_index: int
@@ -72,6 +74,7 @@ class Outcome:
     value: Json = None
     error: RowError | None = None
     dropped: bool = False
+    ended_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,10 @@ class CallSite:
         """What keeps a sampled or write call apart from an equal one; empty for pure calls."""
         if self.effect is Effect.PURE:
             return ""
-        return f"{self.query}/{self.op}/{self.call_id}/{self.row_key}/{self.path}/{self.turn}"
+        # Not the operator unless it has no id of its own: its fingerprint changes when a rule
+        # rewrites what it reads, and the call is still the one that was written.
+        who = self.call_id or self.op
+        return f"{self.query}/{who}/{self.row_key}/{self.path}/{self.turn}"
 
 
 class RowKeys:

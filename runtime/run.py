@@ -21,6 +21,7 @@ from planner.logical import (
     canonical_json,
 )
 from planner.physical import PhysicalPlan
+from planner.refine import refined
 from planner.stats import PlanStats
 from runtime.backends.base import Backend, ToolSchema
 from runtime.budget import Budget, BudgetMeter
@@ -31,13 +32,17 @@ from runtime.executor import Executor, Progress
 from runtime.journal import Journal
 from runtime.journal_reader import read_outcomes
 from runtime.memory_store import MemoryStore
-from runtime.records import Outcome, Store
+from runtime.phases import PhasedModels, PhasedTools, Phases
+from runtime.placement import Replan
+from runtime.records import Outcome, Recovered, Store
 from runtime.results import write_results
 from runtime.run_directory import RunDirectory, describe_operators
 from runtime.sharing import CallTable
+from runtime.sql_session import SessionQueries, SqlSession
 from runtime.sql_tool import Databases
 from runtime.tool_runner import ToolRunner
 from runtime.tools import ToolSpec
+from runtime.warmup import end_warming, shared_prefixes
 
 NO_BUDGET = Budget()
 
@@ -49,8 +54,10 @@ class RunInputs:
     Attributes:
         out: the run directory; None keeps the run in memory.
         resume: continue what `out` holds, if it holds anything.
+        sql: the DuckDB session of a SQL batch.
         manifest: JSON that says how to rebuild the batch on resume; what status and report need is
             added to it.
+        replan: plans the rest of the run again; see `runtime.placement`.
     """
 
     plan: PhysicalPlan
@@ -61,10 +68,15 @@ class RunInputs:
     seed: int = 0
     tenant: str = ""
     prime: bool = True
+    share: bool = True
+    warm: bool = True
+    overlap: bool = True
     budget: Budget = NO_BUDGET
     out: Path | None = None
     resume: bool = False
+    sql: SqlSession | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    replan: Replan | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,9 @@ class Finished:
             is simulated where the engine is.
         stopped: empty unless rows were left for a resume, and then why.
         budget_reached: whether that was the budget.
+        warmed_tokens: prompt tokens computed for shared instructions, outside any call.
         engine_requests: by worker, how often its engine says it was asked.
+        recovered: failures that became values (`planner.logical.Recover`).
     """
 
     outcomes: Mapping[str, Sequence[Outcome]]
@@ -90,6 +104,8 @@ class Finished:
     stopped: str
     budget_reached: bool
     engine_requests: Mapping[str, int]
+    recovered: Sequence[Recovered] = ()
+    warmed_tokens: int = 0
 
 
 class RunHandle:
@@ -99,13 +115,23 @@ class RunHandle:
         self.clock = LoopClock()
         self._inputs = inputs
         self._executor: Executor | None = None
+        self._metrics: dict[str, OpMetrics] = {}
         self._stopped = ""
         self.budget_reached = False
 
     @property
     def progress(self) -> Progress | None:
         """Where the run stands; None until it has started."""
-        return self._executor.progress if self._executor else None
+        if self._executor is None:
+            return None
+        progress = self._executor.progress
+        done = progress.rows_done / progress.rows_total if progress.rows_total else 0.0
+        forecast = refined(self._inputs.stats, dict(list(self._metrics.items())), done)
+        return replace(progress, calls_expected=forecast.total.calls)
+
+    def use(self, plan: PhysicalPlan) -> None:
+        """Run another plan of the same operators: a worker was lost before the start."""
+        self._inputs = replace(self._inputs, plan=plan)
 
     def stop(self, reason: str = "interrupted") -> None:
         """Drain: nothing new starts, calls in flight finish. Call it in the loop's thread."""
@@ -155,11 +181,25 @@ class RunHandle:
             journal.close(ending, ended_at=utc_now(), cpu_s=process_cpu_s())
         return finished
 
+    def _warm(
+        self, dispatcher: Dispatcher, engines: Mapping[str, Backend]
+    ) -> list[asyncio.Task[int]]:
+        """Start computing what it pays to compute before the rows; they do not wait for it."""
+        if not self._inputs.warm:
+            return []
+        worth = {
+            name: engine.capabilities.prime_tokens * engine.capabilities.bytes_per_token
+            for name, engine in engines.items()
+            if engine.capabilities.warms
+        }
+        prefixes = shared_prefixes(self._inputs.plan, self._inputs.stats, worth)
+        return [asyncio.create_task(dispatcher.warm(*prefix)) for prefix in prefixes]
+
     async def _execute(self, store: Store, engines: Mapping[str, Backend]) -> Finished:
         inputs, plan = self._inputs, self._inputs.plan
         started_s, clock_started_s, cpu_started_s = wall_s(), self.clock.now_s(), process_cpu_s()
         seen_before = {worker: engine.requests_seen for worker, engine in engines.items()}
-        metrics: dict[str, OpMetrics] = {}
+        metrics = self._metrics
         table = CallTable(store, metrics)
         databases = Databases(inputs.database, writable=_written_databases(plan))
         tools = ToolRunner(inputs.tools, databases, table, store, self.clock, tenant=inputs.tenant)
@@ -171,23 +211,32 @@ class RunHandle:
             tenant=inputs.tenant,
             seed=inputs.seed,
             prime=inputs.prime,
+            share=inputs.share,
             meter=BudgetMeter(inputs.budget, clock_started_s) if inputs.budget.is_limited else None,
             on_budget=self._reach_budget,
         )
+        phases = None if inputs.overlap else Phases()
         self._executor = executor = Executor(
             plan,
-            dispatcher=dispatcher,
-            tools=tools,
+            dispatcher=dispatcher if phases is None else PhasedModels(dispatcher, phases),
+            tools=tools if phases is None else PhasedTools(tools, phases),
             tool_schemas=_agent_tools(inputs),
             store=store,
             clock=self.clock,
             metrics=metrics,
+            replan=inputs.replan,
+            load=dispatcher.load,
+            row_queries=(
+                SessionQueries(inputs.sql, store, self.clock, metrics) if inputs.sql else None
+            ),
         )
         if self._stopped:
             executor.stop()
+        warming = self._warm(dispatcher, engines)
         try:
             outcomes = await executor.run(inputs.rows)
         finally:
+            warmed = await end_warming(warming)
             await tools.close()
             await databases.close()
         progress = executor.progress
@@ -201,10 +250,12 @@ class RunHandle:
             cpu_s=process_cpu_s() - cpu_started_s,
             stopped="" if complete else self._stopped or "stopped early",
             budget_reached=self.budget_reached and not complete,
+            warmed_tokens=warmed,
             engine_requests={
                 worker: engine.requests_seen - seen_before[worker]
                 for worker, engine in engines.items()
             },
+            recovered=tuple(executor.recovered),
         )
 
 

@@ -20,11 +20,13 @@ from runtime.write_order import Turn
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row under way. `priority` is that of its calls, before the operator's own is added."""
+    """A row under way. `priority` is that of its calls, before the operator's own is added;
+    `position` is its number in the order in which rows start."""
 
     index: int
     key: str
     priority: int
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,14 +48,22 @@ class CallTable:
         return len(self._in_flight)
 
     async def once(
-        self, key: str, site: CallSite, make: Callable[[], Awaitable[CallRecord]]
+        self,
+        key: str,
+        site: CallSite,
+        make: Callable[[], Awaitable[CallRecord]],
+        *,
+        share: bool = True,
     ) -> CallRecord:
         """The record of `key`: of a call in flight, of a finished pure call of this process, of
         what an earlier process recorded, or of `make()`, which must record what it made.
 
         When `make` raises, all who wait at that moment get the same exception, and the next one
         who asks makes the call again. `make` itself is cancelled when nobody waits any more.
+        Without `share` every use makes a call of its own: for measuring what sharing gives.
         """
+        if not share:
+            return await self._make(key, site, make)
         flight = self._in_flight.get(key)
         if flight is not None:
             return await self._share(flight, key, site)

@@ -110,11 +110,14 @@ class Stage:
         self._made = None if isinstance(relation, Scan | SqlRows) else derivation(relation)
         self._keys = RowKeys()
         self._open_inputs = 0
+        self._closed = False
 
     # --- rows in ---------------------------------------------------------------------------------
 
     def accept(self, number: int, given: Given) -> None:
-        """The next row of input `number`."""
+        """The next row of input `number`; ignored when nobody needs it any more."""
+        if self._closed:
+            return
         if self.tables is not None:
             self.tables.accept(number, given)
         elif self._made is not None:
@@ -123,7 +126,7 @@ class Stage:
     def input_ended(self, number: int) -> None:
         """Input `number` has no more rows."""
         self._open_inputs -= 1
-        if self._made is not None:
+        if self._made is not None and not self._closed:
             self.add(self._made.finish(number))
             self.ended = not self._open_inputs
 
@@ -186,7 +189,7 @@ class Stage:
         changed = bool(self.pending) or not self.ended
         self.skipped += len(self.pending)
         self.pending.clear()
-        self.ended = True
+        self.ended = self._closed = True
         for target in self.inputs:
             changed = changed or not target.closed
             target.closed = True

@@ -21,6 +21,7 @@ from runtime.python_tool import call_python
 from runtime.records import CallRecord, CallSite, Store
 from runtime.retry import RetryPolicy
 from runtime.sharing import CallTable
+from runtime.sql_batches import MAX_LOOKUPS, SqlBatches
 from runtime.sql_tool import Databases
 from runtime.tool_arguments import ArgumentChecker
 from runtime.tools import ToolSpec
@@ -69,6 +70,7 @@ class ToolRunner:
         self._clock = clock
         self._tenant = tenant
         self._http = HttpTools(clock)
+        self._batches = SqlBatches()
         self._slots: dict[str, asyncio.Semaphore] = {}
         self._arguments = ArgumentChecker()
         self._origin_s = clock.now_s()
@@ -120,22 +122,34 @@ class ToolRunner:
         asked: Json = {"text": text, "params": dict(params), "max_rows": op.max_rows}
         key = self._key("sql", str(path), str(op.read_only), asked, identity)
 
-        async def run() -> Json:
+        async def ask(text: str, params: Mapping[str, Json], max_rows: int) -> list[Json]:
             return list(
                 await self._databases.query(
                     op.database,
                     text,
                     params,
                     self._clock,
-                    max_rows=op.max_rows,
+                    max_rows=max_rows,
                     read_only=op.read_only,
                     bounded=op.text is None,
                 )
             )
 
+        batched = op.batched and not identity
+
+        async def run() -> Json:
+            if batched:
+                return await self._batches.query(op, params, ask)
+            return await ask(text, params, op.max_rows)
+
         call = _Call(key, "sql", path.name, site, 1, run)
-        # Queries that write are serial for each file.
-        slots = self._semaphore(f"sql {op.read_only} {path}", _MAX_QUERIES if op.read_only else 1)
+        if batched:
+            # They wait for each other's batch, not for a slot each.
+            slots = self._semaphore(f"sql batched {path}", MAX_LOOKUPS)
+        else:
+            # Queries that write are serial for each file.
+            most = _MAX_QUERIES if op.read_only else 1
+            slots = self._semaphore(f"sql {op.read_only} {path}", most)
         return await self._table.once(key, site, lambda: self._make(call, slots))
 
     def stop(self) -> None:

@@ -99,6 +99,13 @@ def _finite(text: str) -> float:
     return number
 
 
+def same_json(left: Json, right: Json) -> bool:
+    """Whether two values are the same to whoever reads them: 1, 1.0 and true are not."""
+    if isinstance(left, str) or isinstance(right, str):
+        return left == right
+    return left == right and json.dumps(left) == json.dumps(right)
+
+
 def copied(value: Json) -> Json:
     """A copy that shares no list or object with `value`: values are shared between rows, and code
     outside Halo may change what it is given. Raises `ValueTypeError` for a value that is nested too

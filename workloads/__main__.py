@@ -11,7 +11,13 @@ from pathlib import Path
 def main() -> None:
     """Entry point of `halo-bench`."""
     parser = argparse.ArgumentParser(prog="halo-bench", description=__doc__)
-    parser.add_argument("workload", nargs="+", help="demo, overhead, merge")
+    if sys.argv[1:2] == ["pte-evaluate"]:
+        from workloads.pte_evaluate import main as evaluate
+
+        sys.exit(evaluate(sys.argv[2:]))
+    parser.add_argument(
+        "workload", nargs="+", help="demo, overhead, merge, pte; or pte-evaluate FILE"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="demo: run directory")
     parser.add_argument("--model", help="demo: model name")
     parser.add_argument("--engine", help="demo: engine")

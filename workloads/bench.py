@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import halo
+from workloads.pte_bench import pte
 
 lm = halo.Model()
 
@@ -69,4 +70,8 @@ def merging(rows: int = 30) -> dict[str, Any]:
     return {"rows": rows, "engine_requests": requests}
 
 
-BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {"overhead": overhead, "merge": merging}
+BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
+    "overhead": overhead,
+    "merge": merging,
+    "pte": pte,
+}

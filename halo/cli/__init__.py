@@ -15,7 +15,7 @@ def main() -> None:
     from halo.cli.app import app
 
     try:
-        code = app(standalone_mode=False)
+        code = app(_with_rules(sys.argv[1:]), standalone_mode=False)
     except TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "halo"
@@ -30,3 +30,18 @@ def main() -> None:
         )
         sys.exit(130)
     sys.exit(code or 0)
+
+
+def _with_rules(arguments: list[str]) -> list[str]:
+    """`--no-<rule>` as `--off <rule>`, for every rewrite rule there is; dashes may stand for
+    underscores. Other options that begin with `--no-` stay as they are."""
+    if not any(each.startswith("--no-") for each in arguments):
+        return arguments
+    from planner.rules import RULES
+
+    names = {rule.name for rule in RULES}
+    found: list[str] = []
+    for each in arguments:
+        name = each.removeprefix("--no-").replace("-", "_")
+        found += ["--off", name] if each.startswith("--no-") and name in names else [each]
+    return found

@@ -22,6 +22,7 @@ def explain(
     verbose: bool,
     config_file: Path | None,
     flags: dict[str, Any],
+    sample: int = 0,
 ) -> int:
     """Print the plan; returns the exit code."""
     if analyze is not None:
@@ -32,5 +33,7 @@ def explain(
     config, _ = load_config(flags, file=config_file)
     with Session(config) as session:
         prepared = prepare(session, flows, rows)
+        if sample:
+            prepared = session.learn(prepared, sample)
         print(session.explain_prepared(prepared, stage=stage, format=format, verbose=verbose))
     return 0

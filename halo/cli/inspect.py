@@ -18,9 +18,16 @@ def status(directory: Path, *, json_out: bool) -> int:
     return 0
 
 
-def report(directory: Path, *, output: Path | None, json_out: bool) -> int:
+def report(
+    directory: Path,
+    *,
+    output: Path | None,
+    json_out: bool,
+    model: str | None = None,
+    hardware: str | None = None,
+) -> int:
     """Print or write what the run did."""
-    found = read_report(directory)
+    found = read_report(directory, model=model, hardware=hardware)
     text = json.dumps(found, ensure_ascii=False) if json_out else render_text(found)
     if output is None:
         print(text)

@@ -28,11 +28,14 @@ def run(
     flags: dict[str, Any],
     dry_run: bool,
     json_out: bool,
+    sample: int = 0,
 ) -> int:
     """Plan and run; returns the exit code."""
     config, _ = load_config(flags, file=config_file)
     with Session(config) as session:
         prepared = prepare(session, flows, rows)
+        if sample:
+            prepared = session.learn(prepared, sample, Reporter(sys.stderr).say)
         if dry_run:
             print(session.explain_prepared(prepared))
             return 0
@@ -46,6 +49,10 @@ def run(
 def resume(directory: Path, *, json_out: bool, flags: dict[str, Any]) -> int:
     """Continue the run in `directory` from its manifest; a budget counts anew."""
     manifest = RunDirectory.open(directory).manifest
+    if "sql" in manifest:
+        from halo.cli import sql
+
+        return sql.resume(directory, manifest, json_out=json_out, flags=flags)
     if "flows" not in manifest:
         raise RunDirectoryError(
             f"{directory} was started from Python with objects that no file names; continue it "

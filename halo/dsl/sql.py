@@ -1,4 +1,5 @@
-"""`halo.sql`: queries as nodes, and databases opened for reading alone."""
+"""`halo.sql`: queries as nodes of workflows, batches of SQL with AI functions, and databases opened
+for reading alone."""
 
 from __future__ import annotations
 
@@ -6,10 +7,10 @@ import os
 import re
 from typing import Any
 
-from halo.dsl.eager import record
+from halo.dsl.eager import in_eager_run, record
 from halo.dsl.lazy import Lazy, make
 from halo.dsl.lift import lift, scope_here
-from halo.dsl.trace import fault, located
+from halo.dsl.trace import current_scope, fault, located
 from halo.dsl.value_types import is_text
 from planner.logical import Op, Sql
 
@@ -22,6 +23,7 @@ _SKIPPED = re.compile(
     r"|\$([A-Za-z_]\w*|)\$.*?\$\1\$",  # dollar-quoted text
     re.DOTALL,
 )
+_SETTINGS = ("tables", "workflows", "allow", "out", "resume", "off", "on", "session")
 _PARAMETER = re.compile(r"\$([A-Za-z_]\w*)")
 
 
@@ -50,9 +52,24 @@ class Database:
 class SqlFunction:
     """`halo.sql(text, /, **params)` and `halo.sql.readonly(path)`."""
 
-    def __call__(self, text: str, /, **params: Any) -> Rows:
-        """The rows of a query on the session's database. Values go in as `$name` parameters."""
-        return query("", text, params, 1000)
+    def __call__(self, text: str, /, **params: Any) -> Any:
+        """SQL on the session's database. Values go in as `$name` parameters.
+
+        Inside a workflow it is a node: a plain DuckDB query whose value is a list of row objects.
+
+        Outside, it runs now and is a batch of statements that may hold AI functions (docs/sql.md).
+        The result is a sequence of row objects with `.df()`, `.pl()`, `.arrow()`, `.show()`,
+        `.write(path)`, `.errors` and `.explain()`. These keywords are settings, not parameters:
+        `tables` (data frames or lists of objects by name), `workflows` (for AI_RUN), `allow`
+        (directories to read), `out` (a run directory), `resume`, `off` and `on` (rules by name),
+        `session`.
+        """
+        if current_scope() is not None or in_eager_run():
+            return query("", text, params, 1000)
+        from halo.sql.api import run_sql
+
+        settings = {name: params.pop(name) for name in _SETTINGS if name in params}
+        return run_sql(text, parameters=params, **settings)
 
     def readonly(self, path: str | os.PathLike[str]) -> Database:
         """A database file that queries can only read."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from costmodel.tokens import BYTES_PER_TOKEN
 from costmodel.usage import Usage
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -102,6 +103,11 @@ class Capabilities:
         json_schema, choice: whether the engine enforces them while decoding.
         tool_calls: whether `Request.tools` is understood.
         deterministic: whether equal greedy requests always give equal text.
+        cache_tokens: prompt tokens that the prefix cache can hold; None when unknown.
+        prime_tokens: shared tokens from which it pays to hold others back for the first.
+        bytes_per_token: UTF-8 bytes of prose in a token of this model.
+        warms: whether `Backend.warm` does anything.
+        seeded: whether a seed decides what a sampled request draws.
     """
 
     max_in_flight: int
@@ -114,6 +120,11 @@ class Capabilities:
     choice: bool = True
     tool_calls: bool = True
     deterministic: bool = True
+    cache_tokens: int | None = None
+    prime_tokens: int = 64
+    bytes_per_token: float = BYTES_PER_TOKEN
+    seeded: bool = True
+    warms: bool = False
     notes: tuple[str, ...] = field(default=())
 
 
@@ -140,6 +151,22 @@ class Backend(ABC):
         """Answer `request`; call `on_prefilled` once its prompt is in the KV cache, if the engine
         can tell. Cancelling the awaiting task frees the engine's slot. Raises only `BackendError`.
         """
+
+    @property
+    def in_flight_limit(self) -> int:
+        """How many requests are worth having in the engine now: at most
+        `capabilities.max_in_flight`, less while the engine has more than it can work on."""
+        return self.capabilities.max_in_flight
+
+    def on_limit_change(self, changed: Callable[[], None]) -> None:
+        """Call `changed` in the loop's thread whenever `in_flight_limit` has changed. Engines whose
+        limit is fixed never do."""
+
+    async def warm(self, request: Request) -> int:
+        """Bring a prompt prefix into the KV cache: the conversation of `request` up to the end of
+        its last message's content. Returns the tokens computed for it; engines that cannot do this
+        do nothing and return 0. Raises `BackendError`."""
+        return 0
 
     def count_tokens(self, text: str) -> int:
         """Tokens of `text` for this model; an estimate unless the engine has a tokenizer."""

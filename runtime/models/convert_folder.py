@@ -118,7 +118,7 @@ def _write_vocabulary(
         key = f"{name}_token_id"
         told_id: Any = ids.get(str(told), generation.get(key, config.get(key)))
         if isinstance(told_id, list) and told_id:
-            told_id = cast("list[Any]", told_id)[0]
+            told_id = cast("Any", told_id)[0]
         if isinstance(told_id, int):
             add(told_id)
     writer.add_add_bos_token(bool(settings.get("add_bos_token", False)))

@@ -38,20 +38,24 @@ TENSOR_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """A tensor's description. `shape` is innermost first, as the file has it."""
+    """A tensor's description. `shape` is innermost first, as the file has it; `offset` counts from
+    `GgufHeader.data_start`."""
 
     name: str
     shape: tuple[int, ...]
     type: str
+    offset: int
+    size_bytes: int
 
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """A GGUF file's metadata and tensors."""
+    """A GGUF file's metadata and tensors, and where in the file the data of the tensors begins."""
 
     path: Path
     metadata: dict[str, Any]
     tensors: tuple[GgufTensor, ...]
+    data_start: int
 
     @property
     def architecture(self) -> str:
@@ -137,23 +141,18 @@ class _Reader:
         for _ in range(n_pairs):
             key = self._string()
             metadata[key] = self._value(self._scalar(4))
-        tensors: list[GgufTensor] = []
-        ends = [0]
-        for _ in range(n_tensors):
-            tensor, end = self._tensor()
-            tensors.append(tensor)
-            ends.append(end)
+        tensors = [self._tensor() for _ in range(n_tensors)]
         alignment = metadata.get("general.alignment", 32)
         start = -(-self._file.tell() // alignment) * alignment
-        needed = start + max(ends)
+        needed = start + max((t.offset + t.size_bytes for t in tensors), default=0)
         if self._size_bytes < needed:
             raise ModelFileError(
                 f"{self._path} is truncated: it has {self._size_bytes:,} bytes and its tensors "
                 f"need {needed:,}; fetch it again"
             )
-        return GgufHeader(self._path, metadata, tuple(tensors))
+        return GgufHeader(self._path, metadata, tuple(tensors), start)
 
-    def _tensor(self) -> tuple[GgufTensor, int]:
+    def _tensor(self) -> GgufTensor:
         name = self._string()
         n_dimensions = self._scalar(4)
         if n_dimensions > _MAX_DIMENSIONS:
@@ -168,7 +167,8 @@ class _Reader:
         n_values = 1
         for length in shape:
             n_values *= length
-        return GgufTensor(name, shape, type_name), offset + n_values // block_values * block_bytes
+        size_bytes = n_values // block_values * block_bytes
+        return GgufTensor(name, shape, type_name, offset, size_bytes)
 
     def _value(self, kind: int) -> Any:
         if kind == _STRING:

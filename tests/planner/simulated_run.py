@@ -6,12 +6,13 @@ import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from costmodel.tokens import estimate_tokens
 from costmodel.usage import OpMetrics
-from planner.logical import Effect, Json, LogicalPlan, ModelOp, Sql, SqlRows, canonical_json
+from planner.logical import Agent, Effect, Json, LogicalPlan, ModelOp, Sql, SqlRows, canonical_json
 from planner.physical import Worker, place
+from planner.sql_effects import query_effects
 from planner.stats import estimate
 from runtime.backends.base import Request, ToolSchema
 from runtime.backends.simulated import SimulatedBackend, describe
@@ -42,7 +43,8 @@ class Tools:
     async def query(
         self, op: Sql, text: str, params: Mapping[str, Json], site: CallSite
     ) -> CallRecord:
-        asked = f"sql {op.database} {text} {op.max_rows} {canonical_json(dict(params))}"
+        words = query_effects(text).key or text
+        asked = f"sql {op.database} {words} {op.max_rows} {canonical_json(dict(params))}"
         record = await self._ask(asked, params, site)
         return CallRecord("", "sql", "", site.op, site.query, site.row_key, [{"n": record.value}])
 
@@ -118,7 +120,6 @@ def run_plan(
     slots: int = 8,
     window: int | None = None,
     row_order: Mapping[str, tuple[int, ...]] | None = None,
-    agent_tools: Sequence[str] = (),
 ) -> Ran:
     """Run `plan` on virtual time."""
 
@@ -139,8 +140,6 @@ def run_plan(
         workers = {m: Worker(f"sim:{m}", "simulated", m, slots, prefix_cache=True) for m in models}
         physical = place(plan, estimate(plan, rows, estimate_tokens), workers)
         if row_order is not None or window is not None:
-            from dataclasses import replace
-
             physical = replace(
                 physical,
                 row_order=physical.row_order if row_order is None else row_order,
@@ -152,7 +151,12 @@ def run_plan(
             physical,
             dispatcher=Dispatcher(engines, table, store, clock, max_attempts=1),
             tools=tools,
-            tool_schemas={name: ToolSchema(name, "a tool", schema) for name in agent_tools},
+            tool_schemas={
+                tool.name: ToolSchema(tool.name, "a tool", schema)
+                for op in plan.walk_all()
+                if isinstance(op, Agent)
+                for tool in op.tools
+            },
             store=store,
             clock=clock,
             metrics=metrics,

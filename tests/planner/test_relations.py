@@ -215,8 +215,8 @@ def test_what_a_filter_drops_is_not_counted() -> None:
     assert stats.of(FEW).uses == 40
     assert stats.of(urgent).uses == 20
     assert stats.of(answer).uses == 10
-    assert stats.of(kept).uses == 10
-    assert stats.of(kept).calls_from == "assumed"
+    assert stats.relations[kept.fingerprint].rows == 10
+    assert stats.relations[kept.fingerprint].rows_from == "assumed"
 
 
 def test_parts_of_the_same_rows_need_their_union() -> None:
@@ -241,9 +241,10 @@ def test_made_rows_are_counted() -> None:
         reviews(),
         estimate_tokens,
     )
-    assert stats.of(points).uses == 80
+    assert stats.relations[points.fingerprint].rows == 80
     # 20 different texts of 2 points each: rows with equal texts share their points.
     assert stats.of(answer).calls == 40
-    assert stats.of(by_stars).uses == 5
+    assert stats.relations[by_stars.fingerprint].rows == 5
     nothing = Group((ROWS, TEXT), ("texts",), 0)
-    assert estimate(of(Const.of(1), nothing), reviews(), estimate_tokens).of(nothing).uses == 1
+    whole = estimate(of(Const.of(1), nothing), reviews(), estimate_tokens)
+    assert whole.relations[nothing.fingerprint].rows == 1

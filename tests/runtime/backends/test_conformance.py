@@ -25,6 +25,8 @@ ENGINES = [
     pytest.param(("simulated", "any"), id="simulated"),
     pytest.param(("local", TINY), id="local-tiny"),
     pytest.param(("local", "smollm2-135m-instruct"), id="local", marks=pytest.mark.live),
+    pytest.param(("torch", "checkpoint"), id="torch"),
+    pytest.param(("torch", "smollm2-135m-instruct"), id="torch-135m", marks=pytest.mark.live),
 ]
 
 
@@ -40,8 +42,11 @@ def tiny_options(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> E
 def run(request: pytest.FixtureRequest) -> Callable[[Check[Any]], Any]:
     """Runs a check on an engine that is opened and closed around it."""
     engine, model = request.param
-    tiny = model == TINY
-    options = request.getfixturevalue("tiny_options") if tiny else EngineOptions()
+    options = EngineOptions(exact=engine == "torch", threads=1)
+    if model == TINY:
+        options = request.getfixturevalue("tiny_options")
+    elif model == "checkpoint":
+        model = str(request.getfixturevalue("checkpoint"))
 
     def on_engine(check: Check[Any]) -> Any:
         async def main() -> Any:
@@ -69,13 +74,23 @@ SCHEMA = {
 }
 
 
-@pytest.mark.parametrize(("engine", "model"), [p.values[0] for p in ENGINES[:2]])
+@pytest.mark.parametrize(
+    ("engine", "model"),
+    [("simulated", "any"), ("local", TINY), ("torch", "checkpoint")],
+    ids=["simulated", "local-tiny", "torch"],
+)
 def test_what_is_described_is_what_is_opened(
-    engine: str, model: str, tiny_options: EngineOptions
+    engine: str, model: str, request: pytest.FixtureRequest
 ) -> None:
+    options = EngineOptions()
+    if model == TINY:
+        options = request.getfixturevalue("tiny_options")
+    elif model == "checkpoint":
+        model = str(request.getfixturevalue("checkpoint"))
+
     async def main() -> None:
-        described = describe_backend(engine, model, tiny_options)
-        backend = await create_backend(engine, model, LoopClock(), tiny_options)
+        described = describe_backend(engine, model, options)
+        backend = await create_backend(engine, model, LoopClock(), options)
         try:
             assert backend.capabilities == described
         finally:

@@ -1,0 +1,392 @@
+"""A batch of SQL: read, compiled into one plan, explained or run.
+
+`SqlBatch` is what the command line, `halo.sql`, the shell and the notebook magic have in common.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from halo.flow import Flow
+from halo.result import RunResult
+from halo.rows import RowSet
+from halo.session import Announce, OnProgress, Prepared, Session
+from halo.sql.access import Access, OpenDatabase, file_literals, open_database
+from halo.sql.chunking import chunks
+from halo.sql.compile import RULES, UNSAFE_RULES, Compiled, Setting, compile_statement
+from halo.sql.documents import document_tool
+from halo.sql.errors import SqlError, nearest
+from halo.sql.results import QueryResult, RowFailure
+from halo.sql.statements import Statement, read_batch
+from planner.explain import explain_physical
+from planner.logical import Effect, SqlRows
+from runtime.sql_session import SqlSession
+from runtime.tools import ToolSpec
+
+SETTINGS = ("ai_model", "ai_on_error", "ai_max_tokens", "ai_temperature")
+"""What SET may set; each is the default of the option of that name."""
+
+_NO_ROWS = RowSet("none", (), [], "sql")
+
+
+@dataclass(frozen=True)
+class SqlOptions:
+    """What a batch is run with besides its text.
+
+    Attributes:
+        parameters: values of `$name`.
+        tables: data frames or lists of objects that statements may read, by name.
+        workflows: what AI_RUN may call.
+        allow: directories whose files statements may read.
+        off: rules to leave out, by name; `on`: unsafe rules to use.
+        errors: of earlier batches, which the table `halo_errors` holds.
+        settings: defaults of options that an earlier SET gave, by option.
+    """
+
+    parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    tables: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    workflows: Sequence[Flow] = ()
+    allow: Sequence[Path] = ()
+    off: Sequence[str] = ()
+    on: Sequence[str] = ()
+    errors: Sequence[RowFailure] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+class SqlBatch:
+    """One text, opened: its statements compiled, its database locked. A context manager.
+
+    Raises `SqlError` while it is made, before any model is loaded.
+    """
+
+    def __init__(self, text: str, session: Session, options: SqlOptions | None = None) -> None:
+        self.text = text
+        self._session = session
+        self._options = options or SqlOptions()
+        self.statements = read_batch(text, self._options.parameters)
+        self._rules = _rules(self._options)
+        self.settings = dict(self._options.settings)
+        self.database = self._open()
+        try:
+            compiled = self._compile()
+            self.explained = [each for each in compiled if _is_explained(each)]
+            self.compiled = [each for each in compiled if not _is_explained(each)]
+            self.last_run: RunResult | None = None
+            self.prepared = self._prepare(self.compiled)
+        except BaseException:
+            self.database.close()
+            raise
+
+    def __enter__(self) -> SqlBatch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the database; results can no longer be read."""
+        self.database.close()
+
+    def explanations(self) -> list[str]:
+        """The plans that EXPLAIN asks for, one for each statement that it stands before."""
+        found: list[str] = []
+        for each in self.explained:
+            prepared = self._prepare([each])
+            explain = each.statement.explain
+            if prepared is not None and explain is not None:
+                found.append(self._session.explain_prepared(prepared, format=explain.format))
+        return found
+
+    def analyses(self) -> list[str]:
+        """What EXPLAIN ANALYZE asks for: the plan of the batch that has run, estimate beside
+        actual, in the format of each."""
+        asked = [each.statement.explain for each in self.compiled if each.statement.explain]
+        run = self.last_run
+        if run is None:
+            return []
+        return [
+            explain_physical(run.plan, run.stats, metrics=run.metrics, format=explain.format)
+            for explain in asked
+        ]
+
+    def _prepare(self, compiled: Sequence[Compiled]) -> Prepared | None:
+        if not compiled:
+            return None
+        return self._session.prepare(
+            [(each, _NO_ROWS) for each in compiled], count_rows=self._count_rows
+        )
+
+    def _count_rows(self, op: SqlRows) -> int | None:
+        """Rows of a harvest that waits for no answer: DuckDB counts them while planning, so that
+        EXPLAIN knows how many calls there are to make."""
+        import duckdb
+
+        if op.tables or op.into or not op.read_only or op.after:
+            return None
+        try:
+            counted = self.database.planning.sql(f"SELECT count(*) FROM ({op.text})").fetchall()
+        except duckdb.Error:
+            return None  # it will fail, and say why, when it runs
+        return int(counted[0][0])
+
+    @property
+    def warnings(self) -> list[str]:
+        return [f"{each.name}: {warning}" for each in self.compiled for warning in each.warnings]
+
+    def explain(
+        self, *, stage: str = "physical", format: str = "text", verbose: bool = False
+    ) -> str:
+        """The plan of the batch. Makes no call."""
+        if self.prepared is None:
+            return "nothing to run"
+        return self._session.explain_prepared(
+            self.prepared, stage=stage, format=format, verbose=verbose
+        )
+
+    def run(
+        self,
+        *,
+        out: Path | None = None,
+        resume: bool = False,
+        run_id: str = "",
+        asked: Mapping[str, Any] | None = None,
+        on_progress: OnProgress | None = None,
+        announce: Announce | None = None,
+    ) -> list[QueryResult]:
+        """Run the batch; one result for each statement, in order.
+
+        Raises `SqlError` for a statement that failed (an AI function with on_error := 'fail', an
+        error of DuckDB): the others of the batch have run. With `out`, results and errors are
+        written there.
+        """
+        if self.prepared is None:
+            return []
+        run_id = run_id or secrets.token_hex(8)
+        database = self.database
+        self.last_run = run = self._session.run_prepared(
+            self.prepared,
+            out=out,
+            resume=resume,
+            on_progress=on_progress,
+            announce=announce,
+            asked={**(asked or {}), "run_id": run_id},
+            sql=SqlSession(
+                database.running, database.results, database.marks if out else "", run_id
+            ),
+        )
+        if out is not None:
+            run_id = str(out)
+        results = [
+            self._result(each, run, run_id) for each in self.compiled if self._ended(each, run)
+        ]
+        if out is not None and not run.stopped:
+            self._export(out, results)
+        return results
+
+    def nothing_to_return(self) -> SqlError:
+        """Why there is no result: the batch has EXPLAIN and SET alone, or was interrupted."""
+        stopped = self.last_run.stopped if self.last_run is not None else ""
+        if stopped:
+            return SqlError("S501", f"the run was stopped before its results: {stopped}")
+        return SqlError(
+            "S006",
+            "the text has no statement with a result; print plans with halo sql 'EXPLAIN ...'",
+        )
+
+    @property
+    def failures(self) -> list[SqlError]:
+        """The statements of the last run that failed, each with its reason."""
+        if self.last_run is None:
+            return []
+        return [
+            SqlError("S500", f"statement {each.statement.number} failed: {outcome.error.message}")
+            for each in self.compiled
+            for outcome in self.last_run.outcomes.get(each.name, ())
+            if outcome.error is not None
+        ]
+
+    # --- making ----------------------------------------------------------------------------------
+
+    def _open(self) -> OpenDatabase:
+        literals: list[str] = []
+        for statement in self.statements:
+            if statement.tree is not None:
+                literals += file_literals(statement.tree)
+        writes = any(each.kind in ("create", "insert") for each in self.statements)
+        access = Access(
+            database=self._session.config.db,
+            writable=writes,
+            directories=tuple(self._options.allow),
+            literals=tuple(dict.fromkeys(literals)),
+        )
+        database = open_database(access, self._options.tables)
+        _make_errors_table(database, self._options.errors)
+        return database
+
+    def _compile(self) -> list[Compiled]:
+        config = self._session.config
+        cursor = self.database.planning
+        setting = Setting(
+            self.text,
+            cursor,
+            model=config.model,
+            rules=self._rules,
+            knows_model=lambda name: True,
+            check_model=self._check_model,
+            context_tokens=self._session.context_tokens,
+            workflows={flow.name: flow for flow in self._options.workflows},
+            tools=self._tools(),
+            aggregates=_aggregates(),
+            options=self.settings,
+        )
+        compiled: list[Compiled] = []
+        for statement in self.statements:
+            if statement.kind == "set":
+                self._set(setting, statement)
+            else:
+                compiled.append(compile_statement(statement, setting))
+        return compiled
+
+    def _set(self, setting: Setting, statement: Statement) -> None:
+        name, value = statement.setting
+        if name not in SETTINGS:
+            raise SqlError(
+                "S102", f"there is no setting {name!r}.{nearest(name, SETTINGS)} The settings are: "
+                f"{', '.join(SETTINGS)}", text=self.text, offset=statement.offset,
+            )  # fmt: skip
+        if name == "ai_model" and (reason := self._check_model(str(value))):
+            raise SqlError("S106", reason, text=self.text, offset=statement.offset)
+        setting.options[name.removeprefix("ai_")] = value
+
+    def _check_model(self, name: str) -> str:
+        return self._session.why_not_model(name)
+
+    def _tools(self) -> dict[str, ToolSpec]:
+        from halo.sql.embedding import embed_tool
+
+        text = {"type": "string"}
+        number = {"type": "integer"}
+        made = (
+            document_tool(Path.cwd(), tuple(self._options.allow)),
+            embed_tool(self._session.config),
+            ToolSpec(
+                "halo_chunk",
+                chunks,
+                "Cuts a text into chunks.",
+                {
+                    "type": "object",
+                    "properties": {"text": text, "tokens": number, "overlap": number},
+                    "required": ["text"],
+                },
+                effect=Effect.PURE,
+                version="1",
+            ),
+        )
+        return {tool.name: tool for tool in made}
+
+    # --- results ---------------------------------------------------------------------------------
+
+    def _ended(self, compiled: Compiled, run: RunResult) -> bool:
+        outcomes = run.outcomes.get(compiled.name, ())
+        return any(outcome.error is None for outcome in outcomes)
+
+    def _result(self, compiled: Compiled, run: RunResult, run_id: str) -> QueryResult:
+        outcome = next(o for o in run.outcomes[compiled.name] if o.error is None)
+        value = outcome.value
+        count = value["rows"] if isinstance(value, dict) else 0
+        assert isinstance(count, int)
+        reads = compiled.statement.kind == "select"
+        return QueryResult(
+            name=compiled.name,
+            columns=tuple(name for name, _ in compiled.columns) if reads else (),
+            types=tuple(kind for _, kind in compiled.columns) if reads else (),
+            run=run,
+            database=self.database,
+            written=None if reads else count,
+            errors=_failures_of(compiled, run, run_id),
+            warnings=compiled.warnings,
+            count=count if reads else 0,
+        )
+
+    def _export(self, out: Path, results: Sequence[QueryResult]) -> None:
+        import json
+        from dataclasses import asdict
+
+        from runtime.atomic_file import write_atomically
+
+        folder = out / "results"
+        folder.mkdir(exist_ok=True)
+        for result in results:
+            if result.written is None:
+                result.write(folder / f"{result.name}.parquet")
+        lines = [
+            json.dumps(asdict(failure), ensure_ascii=False) + "\n"
+            for result in results
+            for failure in result.errors
+        ]
+        write_atomically(out / "halo_errors.jsonl", "".join(lines).encode())
+
+
+def _is_explained(compiled: Compiled) -> bool:
+    explain = compiled.statement.explain
+    return explain is not None and not explain.analyze
+
+
+def _failures_of(compiled: Compiled, run: RunResult, run_id: str) -> list[RowFailure]:
+    # As the plan was run: merging and rewriting change what operators are.
+    users = run.plan.logical.users
+    mine = {op.fingerprint for op, names in users.items() if compiled.name in names}
+    found = {
+        (each.op, each.row_key): RowFailure(
+            run_id, compiled.name, each.error.op, each.row_key, each.error.attempts,
+            each.error.type, each.error.message,
+        )
+        for each in run.recovered
+        if each.op in mine
+    }  # fmt: skip
+    return list(found.values())
+
+
+def _make_errors_table(database: OpenDatabase, errors: Sequence[RowFailure]) -> None:
+    for cursor in (database.planning, database.running):
+        cursor.execute(
+            "CREATE TEMP TABLE halo_errors (run VARCHAR, query VARCHAR, function VARCHAR, "
+            "key VARCHAR, attempts INTEGER, error_class VARCHAR, message VARCHAR)"
+        )
+    if errors:
+        database.running.executemany(
+            "INSERT INTO halo_errors VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [
+                (e.run, e.query, e.function, e.key, e.attempts, e.error_class, e.message)
+                for e in errors
+            ],
+        )
+
+
+@cache
+def _aggregates() -> frozenset[str]:
+    """The names of DuckDB's aggregates: the same in every process."""
+    import duckdb
+
+    with duckdb.connect(":memory:") as connection:
+        rows = connection.execute(
+            "SELECT DISTINCT function_name FROM duckdb_functions() "
+            "WHERE function_type = 'aggregate'"
+        ).fetchall()
+    return frozenset(str(name) for (name,) in rows)
+
+
+def _rules(options: SqlOptions) -> frozenset[str]:
+    known = (*RULES, *UNSAFE_RULES)
+    for name in (*options.off, *options.on):
+        if name not in known:
+            raise SqlError(
+                "S005", f"there is no rule {name!r}.{nearest(name, known)} The rules are: "
+                f"{', '.join(known)}",
+            )  # fmt: skip
+    return frozenset(RULES) - set(options.off) | set(options.on)

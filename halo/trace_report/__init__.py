@@ -1,0 +1,1 @@
+"""Reports over traces: prices, patterns, what-if, and their rendering."""

@@ -1,0 +1,177 @@
+"""The report over many files, read and analysed side by side in several processes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from costmodel.pte import Mode
+from costmodel.pte_exact import ExactTerms
+from costmodel.pte_profiles import PeakKind, Pricing
+from halo.errors import InputError
+from halo.trace_report.analyze import Analyzer
+from halo.trace_report.document import document
+from halo.trace_report.finding import Thresholds
+from halo.trace_report.rates_book import RatesBook
+from halo.trace_report.tally import Tally
+from halo.trace_report.what_if import Scenarios
+from halo.traces.counting import BYTES, load_tokenizer
+from halo.traces.errors import TraceFormatError
+from halo.traces.read import Piece, read_piece, split
+from halo.traces.record import Problem, Problems
+
+CHUNK_BYTES = 16 * 1024 * 1024
+SMALL_BYTES = 24 * 1024 * 1024
+"""Below this many bytes more processes take longer to start than they save."""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a report is made with.
+
+    Attributes:
+        model: prices every trace as this model; None prices each as its own.
+        hardware: name or file; None is the mode's default device.
+        batch: sequences that share a decode step; None leaves weight reads out.
+        top: worst traces that are kept and shown.
+        jobs: processes; None takes what the machine has.
+    """
+
+    model: str | None = None
+    hardware: str | None = None
+    mode: Mode = "exact"
+    peak: PeakKind = "dense"
+    terms: ExactTerms = field(default_factory=ExactTerms)
+    tokenizer: Path | None = None
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    scenarios: Scenarios = field(default_factory=Scenarios)
+    top: int = 20
+    with_texts: bool = False
+    jobs: int | None = None
+
+    @property
+    def pricing(self) -> Pricing:
+        return Pricing(self.mode, self.hardware, self.peak, self.terms)
+
+    def analyzer(self) -> Analyzer:
+        """The analyzer of these options. Raises `ProfileError` for names that are not known."""
+        book = RatesBook(self.pricing, self.model)
+        book.check()
+        hardware = model = None
+        if self.scenarios.hardware is not None:
+            other = Pricing(self.mode, self.scenarios.hardware, self.peak, self.terms)
+            hardware = RatesBook(other, self.model)
+            hardware.check()
+        if self.scenarios.model is not None:
+            model = RatesBook(self.pricing, self.scenarios.model)
+            model.check()
+        counter = load_tokenizer(self.tokenizer) if self.tokenizer is not None else BYTES
+        return Analyzer(book, counter, self.thresholds, self.scenarios, hardware, model)
+
+
+RowsTaker = Callable[[list[dict[str, Any]]], None]
+
+
+def build_report(
+    files: Sequence[Path], options: ReportOptions, take_rows: RowsTaker | None = None
+) -> dict[str, Any]:
+    """The report of `files` as a JSON-able object (docs/pte.md lists its entries). `take_rows`
+    gets a line of every trace as it is analysed, in the order of files and lines.
+
+    Files of an unknown format are problems as long as another file can be read. Raises
+    `InputError` when none has a trace, `ProfileError` for an unknown model or device.
+    """
+    analyzer = options.analyzer()
+    problems = Problems()
+    pieces: list[Piece] = []
+    unknown: list[TraceFormatError] = []
+    for path in files:
+        try:
+            pieces += split(path, CHUNK_BYTES)
+        except TraceFormatError as error:
+            unknown.append(error)
+            problems.add(str(path), "unknown format: " + str(error).split("\n", 1)[0])
+    if not pieces:
+        if unknown:
+            raise unknown[0]
+        raise InputError("no trace files are given")
+    whole = Tally(keep=options.top, with_texts=options.with_texts)
+    stand_ins: dict[str, str] = {}
+    for found in _results(pieces, options, analyzer):
+        tally = Tally.from_json(found["tally"])
+        whole.merge(tally)
+        problems.count += found["problems"]["count"]
+        kept = [Problem(**each) for each in found["problems"]["kept"]]
+        problems.kept += kept[: problems.limit - len(problems.kept)]
+        stand_ins.update(found["stand_ins"])
+        rows = whole.take_rows()
+        if take_rows is not None:
+            take_rows(rows)
+    if not whole.traces:
+        first = problems.kept[0] if problems.kept else None
+        where = f"; the first problem: {first.place}: {first.text}" if first else ""
+        raise InputError(f"no trace in {len(files)} files{where}")
+    models = [options.model] if options.model else list(whole.models)
+    prices = [analyzer.book.rates("" if m == "(no model named)" else m) for m in models[:10]]
+    return document(whole, problems, options, prices, stand_ins, len(files), analyzer.counter.name)
+
+
+def _results(
+    pieces: Sequence[Piece], options: ReportOptions, analyzer: Analyzer
+) -> Iterator[dict[str, Any]]:
+    """Results of the pieces in their order; a few more than there are processes are under way."""
+    jobs = options.jobs or multiprocessing.cpu_count()
+    size = sum(_bytes_of(piece) for piece in pieces)
+    if jobs < 2 or len(pieces) < 2 or size < SMALL_BYTES:
+        for piece in pieces:
+            yield analyze_piece(piece, options, analyzer)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(pieces)), mp_context=context) as pool:
+        queue = list(enumerate(pieces))[::-1]
+        running: dict[Future[str], int] = {}
+        ready: dict[int, str] = {}
+        given = 0
+        while queue or running or ready:
+            while queue and len(running) + len(ready) < jobs + 2:
+                number, piece = queue.pop()
+                running[pool.submit(analyze_piece_as_text, piece, options)] = number
+            if given in ready:
+                yield json.loads(ready.pop(given))
+                given += 1
+                continue
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                ready[running.pop(future)] = future.result()
+
+
+def _bytes_of(piece: Piece) -> int:
+    if piece.path.is_dir():
+        return 0
+    return (piece.end or piece.path.stat().st_size) - piece.start
+
+
+def analyze_piece(piece: Piece, options: ReportOptions, analyzer: Analyzer) -> dict[str, Any]:
+    """The tally of a piece, its problems, and the models that got a stand-in, as plain values."""
+    problems = Problems()
+    tally = Tally(keep=options.top, with_texts=options.with_texts)
+    for trace in read_piece(piece, problems):
+        tally.add(analyzer.analyze(trace))
+    return {
+        "tally": tally.to_json(),
+        "problems": {
+            "count": problems.count,
+            "kept": [{"place": each.place, "text": each.text} for each in problems.kept],
+        },
+        "stand_ins": dict(analyzer.book.stand_ins),
+    }
+
+
+def analyze_piece_as_text(piece: Piece, options: ReportOptions) -> str:
+    """`analyze_piece` in a process of its own: JSON goes back."""
+    return json.dumps(analyze_piece(piece, options, options.analyzer()))

@@ -1,0 +1,1 @@
+"""Inefficiency patterns of tool use, one rule a file."""

@@ -1,0 +1,197 @@
+"""A priced trace, as the rules for patterns see it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from costmodel.pte import PteRates, PteTotals, TurnCost, fresh_share, price, total
+from costmodel.pte import Turn as PricedTurn
+from halo.trace_report.answers import is_failure
+from halo.trace_report.words import words
+from halo.traces.counting import priced_turns
+from halo.traces.record import Message, ToolCall, Trace
+
+
+@dataclass(frozen=True)
+class CallAt:
+    """A tool call, with the turn that made it and its answer, if the trace has one.
+
+    Attributes:
+        answer_turn: turn whose input the answer is; the number of turns when no call followed.
+        answer_place: place within that turn's inputs.
+    """
+
+    turn: int
+    call: ToolCall
+    answer: Message | None
+    answer_turn: int
+    answer_place: int
+
+    @property
+    def name(self) -> str:
+        return self.call.name or (self.answer.tool_name if self.answer else "")
+
+    @cached_property
+    def same_arguments(self) -> str:
+        """Arguments as they are compared: spacing and the order of fields do not count."""
+        arguments = self.call.arguments
+        if isinstance(arguments, dict):
+            return " ".join(json.dumps(arguments, sort_keys=True).split())
+        return " ".join((self.call.arguments_text or str(arguments)).split())
+
+
+PROMPT, ANSWER, OUTPUT = 0, 1, 2
+"""Places within a turn, in the order of a context: place 3 * turn + one of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class WordPlaces:
+    """Places of words in a trace.
+
+    Attributes:
+        first: where a word is first met.
+        written: where the model last wrote it; missing when it never did.
+        outputs: words of each turn's answer, calls included.
+    """
+
+    first: dict[str, int]
+    written: dict[str, int]
+    outputs: list[frozenset[str]]
+
+
+@dataclass
+class View:
+    """A trace with its prices. Tokens are filled in."""
+
+    trace: Trace
+    rates: PteRates
+    turns: list[PricedTurn] = field(default_factory=list[PricedTurn])
+    costs: list[TurnCost] = field(default_factory=list[TurnCost])
+    _words: dict[int, frozenset[str]] = field(default_factory=dict[int, frozenset[str]])
+    _failures: dict[int, bool] = field(default_factory=dict[int, bool])
+
+    def __post_init__(self) -> None:
+        self.turns = priced_turns(self.trace)
+        self.costs = price(self.rates, self.turns)
+
+    @cached_property
+    def totals(self) -> PteTotals:
+        return total(self.costs)
+
+    def carry(self, tokens: float, entered: int) -> float:
+        """PTE of `tokens` of context that entered with a turn, to the end of their segment:
+        `costmodel.pte.carry_cost`, with the sums over later turns made once."""
+        return tokens * self._carry_rates[entered] if entered < len(self.turns) else 0.0
+
+    @cached_property
+    def _carry_rates(self) -> list[float]:
+        """PTE of carrying one token from each turn on."""
+        found = [0.0] * len(self.turns)
+        later = 0.0  # of the turns after this one, in its segment
+        for place in range(len(self.turns) - 1, -1, -1):
+            turn, cost = self.turns[place], self.costs[place]
+            read = 0.0
+            if turn.context_tokens:
+                read = (
+                    self.rates.kv_reads(turn.context_tokens, turn.decode_tokens)
+                    / turn.context_tokens
+                )
+            found[place] = fresh_share(self.rates, turn, cost) + read + later
+            if turn.new_segment:
+                later = 0.0
+            else:
+                again = cost.re_prefill / cost.kept_tokens if cost.kept_tokens else 0.0
+                later += read + again
+        return found
+
+    @cached_property
+    def calls(self) -> list[CallAt]:
+        """Tool calls in order, each with its answer: by id, and in order where ids repeat or are
+        missing."""
+        made: list[CallAt] = []
+        waiting: list[tuple[int, ToolCall]] = []
+        turns = self.trace.turns
+        for place in range(len(turns) + 1):
+            inputs = turns[place].inputs if place < len(turns) else self.trace.trailing
+            for number, message in enumerate(inputs):
+                if message.role != "tool":
+                    continue
+                found = next(
+                    (
+                        i
+                        for i, (_, call) in enumerate(waiting)
+                        if call.id and call.id == message.call_id
+                    ),
+                    None,
+                )
+                if found is None and not message.call_id and waiting:
+                    found = 0
+                if found is None:
+                    found = next((i for i, (_, call) in enumerate(waiting) if not call.id), None)
+                if found is not None:
+                    turn, call = waiting.pop(found)
+                    made.append(CallAt(turn, call, message, place, number))
+            if place < len(turns):
+                waiting += [(place, call) for call in turns[place].output.calls]
+        made += [CallAt(turn, call, None, len(turns), 0) for turn, call in waiting]
+        made.sort(key=lambda each: each.turn)
+        return made
+
+    @cached_property
+    def has_answers(self) -> bool:
+        """Whether tool answers have texts."""
+        return any(each.answer is not None and each.answer.text for each in self.calls)
+
+    @cached_property
+    def thinking_hidden(self) -> bool:
+        """Whether a turn that called a tool thought where the trace does not show it: it says so,
+        or it counts thinking tokens without text."""
+        for turn in self.trace.turns:
+            output = turn.output
+            if output.reasoning:
+                continue
+            if output.reasoning_hidden or (turn.reasoning_tokens or 0) > 0:
+                return True
+        return False
+
+    @cached_property
+    def word_places(self) -> WordPlaces:
+        """Where each word of the trace is first met, and last written by the model."""
+        first: dict[str, int] = {}
+        written: dict[str, int] = {}
+        outputs: list[frozenset[str]] = []
+        for place, turn in enumerate(self.trace.turns):
+            for offset, role_is_tool in ((PROMPT, False), (ANSWER, True)):
+                for message in turn.inputs:
+                    if (message.role == "tool") is role_is_tool:
+                        here = 3 * place + offset
+                        for word in self.words_of(message):
+                            if word not in first:
+                                first[word] = here
+            output = turn.output
+            texts = [output.text, output.reasoning]
+            texts += [call.arguments_text or str(call.arguments or "") for call in output.calls]
+            found = words("\n".join(texts))
+            outputs.append(found)
+            here = 3 * place + OUTPUT
+            for word in found:
+                written[word] = here
+                if word not in first:
+                    first[word] = here
+        return WordPlaces(first, written, outputs)
+
+    def words_of(self, message: Message) -> frozenset[str]:
+        """Words of a message's text, found once."""
+        known = self._words.get(id(message))
+        if known is None:
+            known = self._words[id(message)] = words(message.text)
+        return known
+
+    def is_failure(self, message: Message) -> bool:
+        """Whether a tool answer reports a failure, judged once."""
+        known = self._failures.get(id(message))
+        if known is None:
+            known = self._failures[id(message)] = is_failure(message)
+        return known

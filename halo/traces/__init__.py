@@ -1,0 +1,1 @@
+"""Traces of tool-using agents: one reader a format, one record for all."""

@@ -1,0 +1,70 @@
+"""Statistics of a plan after some of its rows have run: what was seen replaces assumptions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from costmodel.feedback import LengthBelief
+from costmodel.usage import OpMetrics
+from planner.stats import OpStats, PlanStats, Provenance
+
+
+def refined(stats: PlanStats, metrics: Mapping[str, OpMetrics], share_done: float) -> PlanStats:
+    """`stats` updated by what operators did in the first `share_done` of the rows.
+
+    Answer lengths, prompt lengths and numbers of calls that were not exact move towards what was
+    seen: an assumption counts as four calls (`LengthBelief`). What is exact stays. Metrics of a run
+    that is under way count calls of rows that have not ended, so that numbers of calls are a little
+    high early on.
+    """
+    if not 0 < share_done <= 1:
+        return stats
+    ops = {
+        fingerprint: _refined(known, metrics.get(fingerprint), share_done)
+        for fingerprint, known in stats.ops.items()
+    }
+    return replace(stats, ops=ops)
+
+
+def _refined(known: OpStats, seen: OpMetrics | None, share_done: float) -> OpStats:
+    if not known.calls or seen is None:
+        return known
+    answered = seen.made + seen.replayed
+    if not answered:
+        return known
+    calls, calls_from = known.calls, known.calls_from
+    if calls_from != "exact":
+        expected = LengthBelief(known.calls)
+        expected.observe_sum(answered, answered * answered / share_done)
+        calls, calls_from = max(float(answered), expected.expected), "sampled"
+    input_tokens, input_from = _per_call(
+        known.input_tokens / known.calls, known.input_from, seen.usage.input_tokens, seen.made
+    )
+    output_tokens, output_from = _per_call(
+        known.output_tokens / known.calls, known.output_from, seen.usage.output_tokens, seen.made
+    )
+    scale = calls / known.calls
+    return replace(
+        known,
+        calls=calls,
+        uses=known.uses if known.calls_from == "exact" else known.uses * scale,
+        distinct=known.distinct if known.calls_from == "exact" else known.distinct * scale,
+        input_tokens=calls * input_tokens,
+        output_tokens=calls * output_tokens,
+        prefixes=tuple((tokens, reuses * scale) for tokens, reuses in known.prefixes),
+        calls_from=calls_from,
+        input_from=input_from,
+        output_from=output_from,
+    )
+
+
+def _per_call(
+    expected: float, source: Provenance, total: int, calls: int
+) -> tuple[float, Provenance]:
+    """Tokens of a call: the estimate moved towards what was seen, unless it is exact."""
+    if source == "exact" or not calls or not total:
+        return expected, source
+    belief = LengthBelief(expected)
+    belief.observe_sum(calls, total)
+    return belief.expected, "sampled"

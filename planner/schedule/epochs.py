@@ -1,0 +1,229 @@
+"""The epoch dynamic program, for any cost model of epochs.
+
+An epoch gives each worker at most one operation. The program walks down-sets of the graph: a state
+is what has been done and what each worker had last; a transition is a dependency-closed set of
+operations with a worker each. Equal workers are interchangeable, so states and assignments are kept
+once for each multiset. States are memoised and cut off by a lower bound on what remains, which is
+admissible when the cost model's `bound` is.
+
+The walk is a best-first search (A*) over states, so nothing recurses; the first end state taken
+from the queue is optimal if no limit was reached.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Protocol, TypeAlias
+
+WorkerState: TypeAlias = "tuple[str, int]"
+"""The model that a worker had last and the operation that ran there last (-1: none)."""
+
+
+class EpochCosts(Protocol):
+    """Prices of one epoch."""
+
+    @property
+    def remembers_operation(self) -> bool:
+        """Whether the last operation of a worker matters, besides its model."""
+        ...
+
+    def model(self, op: int) -> str: ...
+
+    def operation_s(self, op: int, worker: WorkerState) -> float:
+        """Seconds of `op` on a worker in this state, switch included."""
+        ...
+
+    def epoch_s(self, ops: Sequence[int], seconds: Sequence[float], epoch: int) -> float:
+        """The price of an epoch with `ops` that take `seconds` each, on a worker each."""
+        ...
+
+    def bound_s(self, left: Sequence[int], epoch: int) -> float:
+        """A lower bound of what the operations `left` will cost."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EpochPlan:
+    """The program's answer.
+
+    Attributes:
+        epochs: for each epoch, (operation, worker) pairs.
+        states: that were expanded. complete: whether the search ended by itself, so that the plan
+            is optimal for its cost model.
+    """
+
+    epochs: tuple[tuple[tuple[int, int], ...], ...]
+    cost: float
+    states: int
+    complete: bool
+
+
+@dataclass(slots=True, eq=False)
+class _Node:
+    parent: _Node | None
+    chosen: tuple[tuple[int, int], ...]
+    workers: tuple[WorkerState, ...]
+
+
+def solve(
+    ops: Sequence[int],
+    before: Callable[[int], set[int]],
+    able: Callable[[int], Sequence[int]],
+    start: Sequence[WorkerState],
+    costs: EpochCosts,
+    *,
+    slack: int = 1,
+    max_states: int = 20_000,
+    max_assignments: int = 200,
+    over: Callable[[], bool] = lambda: False,
+) -> EpochPlan:
+    """Plan `ops` in epochs over the workers whose states are `start`.
+
+    Args:
+        before: operations of `ops` that must be in the same or an earlier epoch.
+        able: workers that can run an operation.
+        slack: an epoch uses at least min(workers, pending) - slack operations, where it can.
+        max_states, max_assignments: limits; when one is reached, the rest is planned greedily from
+            the most promising state and `complete` is false.
+        over: asked between states, for a time limit.
+    """
+    n = len(start)
+    position = {op: i for i, op in enumerate(ops)}
+    needs = [0] * len(ops)
+    for op in ops:
+        for other in before(op):
+            needs[position[op]] |= 1 << position[other]
+    full = (1 << len(ops)) - 1
+    left_of: dict[int, list[int]] = {}
+
+    def left(mask: int) -> list[int]:
+        found = left_of.get(mask)
+        if found is None:
+            found = left_of[mask] = [op for i, op in enumerate(ops) if not mask >> i & 1]
+        return found
+
+    def key(mask: int, workers: tuple[WorkerState, ...]) -> tuple[int, tuple[object, ...]]:
+        # Workers that can run the same operations are interchangeable.
+        classes = [(able_class[w], *_seen(costs, state)) for w, state in enumerate(workers)]
+        return mask, tuple(sorted(classes))
+
+    able_class: list[int] = []
+    for w in range(n):
+        able_class.append(sum(1 << i for i, op in enumerate(ops) if w in set(able(op))))
+    root = _Node(None, (), tuple(start))
+    queue: list[tuple[float, int, int, float, int, _Node]] = []
+    heapq.heappush(queue, (costs.bound_s(left(0), 0), 0, 0, 0.0, 0, root))
+    best: dict[object, float] = {}
+    ticket = 0
+    states = 0
+    complete = True
+    while queue:
+        _, _, epoch, cost, mask, node = heapq.heappop(queue)
+        if mask == full:
+            return EpochPlan(_trace(node), cost, states, complete)
+        here = key(mask, node.workers)
+        if best.get(here, float("inf")) < cost - 1e-12:
+            continue
+        states += 1
+        if complete and (states >= max_states or over()):
+            complete = False
+        if not complete:
+            # Greedy from here on: the state with the most done, then the cheapest.
+            queue.clear()
+            best.clear()
+        for group in _sets(mask, needs, n, slack):
+            members = [ops[i] for i in group]
+            for count, workers in enumerate(_assignments(members, node.workers, able, costs)):
+                if count >= max_assignments or (count % 32 == 31 and over()):
+                    complete = False
+                    break
+                seconds = [
+                    costs.operation_s(op, node.workers[w])
+                    for op, w in zip(members, workers, strict=True)
+                ]
+                after = list(node.workers)
+                for op, w in zip(members, workers, strict=True):
+                    after[w] = (costs.model(op), op)
+                done = mask
+                for i in group:
+                    done |= 1 << i
+                total = cost + costs.epoch_s(members, seconds, epoch)
+                state = tuple(after)
+                name = key(done, state)
+                if total >= best.get(name, float("inf")) - 1e-12:
+                    continue
+                best[name] = total
+                ticket += 1
+                chosen = tuple(zip(members, workers, strict=True))
+                bound = costs.bound_s(left(done), epoch + 1)
+                heapq.heappush(
+                    queue,
+                    (total + bound, ticket, epoch + 1, total, done, _Node(node, chosen, state)),
+                )
+    return EpochPlan((), 0.0 if not ops else float("inf"), states, complete)
+
+
+def _seen(costs: EpochCosts, state: WorkerState) -> tuple[object, ...]:
+    return state if costs.remembers_operation else state[:1]
+
+
+def _sets(mask: int, needs: Sequence[int], n_workers: int, slack: int) -> Iterator[tuple[int, ...]]:
+    """Dependency-closed sets of pending operations, of the sizes that the shape allows."""
+    pending = [i for i in range(len(needs)) if not mask >> i & 1]
+    most = min(n_workers, len(pending))
+    found = False
+    for size in range(most, 0, -1):
+        if size < most - slack and found:
+            return
+        for group in combinations(pending, size):
+            inside = mask
+            for i in group:
+                inside |= 1 << i
+            if all(needs[i] & ~inside == 0 for i in group):
+                found = True
+                yield group
+
+
+def _assignments(
+    members: Sequence[int],
+    workers: Sequence[WorkerState],
+    able: Callable[[int], Sequence[int]],
+    costs: EpochCosts,
+) -> Iterator[tuple[int, ...]]:
+    """Injective maps of operations to workers, equal workers once; cheap choices first."""
+    possible = [
+        sorted(able(op), key=lambda w, op=op: costs.operation_s(op, workers[w]))  # type: ignore[misc]
+        for op in members
+    ]
+    stack: list[tuple[int, ...]] = [()]
+    while stack:
+        partial = stack.pop()
+        if len(partial) == len(members):
+            yield partial
+            continue
+        tried: set[tuple[object, ...]] = set()
+        options: list[tuple[int, ...]] = []
+        for w in possible[len(partial)]:
+            if w in partial:
+                continue
+            state = (
+                *_seen(costs, workers[w]),
+                costs.operation_s(members[len(partial)], workers[w]),
+            )
+            if state in tried:
+                continue
+            tried.add(state)
+            options.append((*partial, w))
+        stack.extend(reversed(options))
+
+
+def _trace(node: _Node) -> tuple[tuple[tuple[int, int], ...], ...]:
+    epochs: list[tuple[tuple[int, int], ...]] = []
+    at: _Node | None = node
+    while at is not None and at.parent is not None:
+        epochs.append(at.chosen)
+        at = at.parent
+    return tuple(reversed(epochs))

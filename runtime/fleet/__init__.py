@@ -1,0 +1,1 @@
+"""Several servers as one engine: admission, routing by prefix, circuit breakers, restart."""

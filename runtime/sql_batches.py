@@ -1,0 +1,114 @@
+"""Look-ups that wait for the same database, asked together.
+
+While a batch of an operator is under way, its further look-ups gather; the next batch takes all of
+them. So batches are as large as the database is slow, and a single look-up waits for nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from planner.logical import Json, Sql
+from planner.sql_batch import INDEX, INDICES, batched_text
+from runtime.errors import ToolError
+
+MAX_LOOKUPS = 1024
+"""Look-ups of one batch: the answers of all are held at once."""
+
+Ask: TypeAlias = "Callable[[str, Mapping[str, Json], int], Awaitable[Sequence[Json]]]"
+"""Runs a query text with parameters, for at most so many rows."""
+
+
+@dataclass(slots=True)
+class _Lookup:
+    params: Mapping[str, Json]
+    answer: asyncio.Future[list[Json]]
+
+
+@dataclass(slots=True)
+class _Shape:
+    """Look-ups of one text with parameters of the same types."""
+
+    waiting: list[_Lookup] = field(default_factory=list[_Lookup])
+    task: asyncio.Task[None] | None = None
+
+
+class SqlBatches:
+    """The batches of a run. `batches` and `lookups` count what was sent and what it answered."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.lookups = 0
+        self._shapes: dict[tuple[str, str, int, tuple[str, ...]], _Shape] = {}
+
+    async def query(self, op: Sql, params: Mapping[str, Json], ask: Ask) -> list[Json]:
+        """The rows of `op` for `params`: what the query alone would give. `ask` runs a query on the
+        operator's database. Raises what `ask` raises for this look-up alone."""
+        text = op.text or ""
+        if any(isinstance(value, dict | list) for value in params.values()):
+            return list(await ask(text, params, op.max_rows))
+        types = tuple(type(params[name]).__name__ for name in op.params)
+        shape = self._shapes.setdefault((op.database, text, op.max_rows, types), _Shape())
+        lookup = _Lookup(params, asyncio.get_running_loop().create_future())
+        shape.waiting.append(lookup)
+        if shape.task is None:
+            shape.task = asyncio.get_running_loop().create_task(self._serve(op, shape, ask))
+        return await lookup.answer
+
+    async def _serve(self, op: Sql, shape: _Shape, ask: Ask) -> None:
+        """Ask until nobody waits."""
+        try:
+            while shape.waiting:
+                taken = shape.waiting[:MAX_LOOKUPS]
+                del shape.waiting[: len(taken)]
+                await self._ask(op, taken, ask)
+        finally:
+            shape.task = None
+            for lookup in shape.waiting:
+                lookup.answer.cancel()
+
+    async def _ask(self, op: Sql, lookups: Sequence[_Lookup], ask: Ask) -> None:
+        text = batched_text(op.text or "", op.params) if len(lookups) > 1 else None
+        if text is not None:
+            try:
+                answers = await self._together(op, text, lookups, ask)
+            except ToolError:
+                # One of them may be at fault, or all together be too large.
+                text = None
+            else:
+                for lookup, answer in zip(lookups, answers, strict=True):
+                    _answer(lookup, answer)
+        if text is None:
+            for lookup in lookups:
+                try:
+                    found = await ask(op.text or "", lookup.params, op.max_rows)
+                    _answer(lookup, list(found))
+                except Exception as error:
+                    if not lookup.answer.done():
+                        lookup.answer.set_exception(error)
+
+    async def _together(
+        self, op: Sql, text: str, lookups: Sequence[_Lookup], ask: Ask
+    ) -> list[list[Json]]:
+        params: dict[str, Json] = {INDICES: list(range(len(lookups)))}
+        for name in op.params:
+            params[name] = [lookup.params[name] for lookup in lookups]
+        rows = await ask(text, params, len(lookups) * op.max_rows)
+        answers: list[list[Json]] = [[] for _ in lookups]
+        for row in rows:
+            assert isinstance(row, dict)
+            index = row.pop(INDEX)
+            assert isinstance(index, int)
+            if len(answers[index]) < op.max_rows:
+                answers[index].append(row)
+        self.batches += 1
+        self.lookups += len(lookups)
+        return answers
+
+
+def _answer(lookup: _Lookup, rows: list[Json]) -> None:
+    if not lookup.answer.done():
+        lookup.answer.set_result(rows)

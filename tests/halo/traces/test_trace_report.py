@@ -1,0 +1,399 @@
+"""`halo trace report` and `halo.pte`, as people meet them."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import halo
+from costmodel.errors import ProfileError
+from costmodel.pte import carry_cost
+from halo.cli import main
+from halo.errors import InputError
+from halo.testing import assert_pte_below
+from halo.trace_report import build
+from halo.trace_report.build import ReportOptions, build_report
+from halo.trace_report.html import render_html
+from halo.trace_report.rates_book import RatesBook
+from halo.trace_report.tally import Tally, median_interval, spread_of
+from halo.trace_report.text import render_text
+from halo.trace_report.view import View
+from halo.trace_report.what_if import capped, without_costliest
+from halo.traces.counting import fill_tokens
+from halo.traces.openai_chat import conversation
+
+SAMPLES = Path(__file__).parents[2] / "fixtures" / "traces" / "samples"
+ECHARTS_SHA256 = "b66b25aeb4df84e33199dc21694014d336d222cbd9deb0e5a7c14bd6aa0d0fd0"
+HOSTILE = (
+    "</script><script>alert(1)</script><img src=x onerror=alert(2)>",
+    "{red|text} ${x} `y` \u202egpj.exe\u2028\u0000\x1b[31m\ud800",
+    '=HYPERLINK("http://x")',
+)
+
+
+def talk(
+    answer: str = "Rain.", *, tokens: int = 900, cached: int | None = 1024, id: str = "t"
+) -> dict[str, Any]:
+    """A conversation of two calls whose tool answer has about `tokens` tokens."""
+    details = {} if cached is None else {"prompt_tokens_details": {"cached_tokens": cached}}
+    cold = {} if cached is None else {"prompt_tokens_details": {"cached_tokens": 0}}
+    call = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    return {
+        "id": id,
+        "model": "llama-3.1-8b",
+        "messages": [
+            {"role": "user", "content": "Weather?"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c", "content": answer},
+            {"role": "assistant", "content": "It rains."},
+        ],
+        "usage": [
+            {"prompt_tokens": 2000, "completion_tokens": 100, **cold},
+            {"prompt_tokens": 2100 + tokens, "completion_tokens": 50, **details},
+        ],
+    }  # fmt: skip
+
+
+def view_of(fields: dict[str, Any]) -> View:
+    trace = conversation(fields, "x")
+    fill_tokens(trace)
+    return View(trace, RatesBook(ReportOptions().pricing, "llama-3.1-8b").rates(""))
+
+
+@pytest.fixture
+def run_cli(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["halo", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+def test_all_formats_in_one_report(run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = run_cli("trace", "report", SAMPLES, "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert report["schema"] == "halo-pte-report-1"
+    assert report["files"] == 18
+    assert set(report["formats"]) == {
+        "openai-chat", "anthropic-messages", "claude-code", "gemini-cli", "inspect",
+        "mini-swe-agent", "swe-agent", "tau-bench", "otlp",
+    }  # fmt: skip
+    assert report["problems"]["count"] == 1  # the crashed run of tau-bench
+    totals = report["totals"]
+    assert sum(totals["causes"].values()) == pytest.approx(totals["pte"])
+    # A prefix that others left in a cache makes a trace cheaper than its own ideal.
+    assert max(totals["ideal"], totals["pte"]) <= totals["full"]
+    assert totals["measured"] is None  # some calls do not say what was cached
+    assert report["stand_ins"]["claude-x"] == "llama-3.1-70b"
+    assert any("claude-x is priced as" in each for each in report["limits"])
+    assert {each["pattern"] for each in report["patterns"]} == {
+        "confirmatory", "tool_mixing", "tool_priors", "format_collapse", "repeated_calls",
+        "unread_answers", "cache_loss",
+    }  # fmt: skip
+    for scenario in report["what_if"]:
+        assert scenario["pte"] >= 0
+
+
+def test_terminal_csv_and_page(
+    run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    page, rows = tmp_path / "r.html", tmp_path / "r.csv"
+    code, out, err = run_cli(
+        "trace", "report", SAMPLES / "openai_conversations.jsonl", "--model", "llama-3.1-8b",
+        "--hardware", "h200", "--html", page, "--csv", rows, "--what-if-hardware", "l40s",
+        "--what-if-model", "qwen3-8b",
+    )  # fmt: skip
+    assert code == 0
+    assert f"wrote {rows}" in err and f"wrote {page}" in err
+    for heading in ("totals, PTE", "worst traces", "tools, by", "patterns", "what if", "limits"):
+        assert heading in out
+    assert "on h200: gamma" in out and "on l40s" in out and "with qwen3-8b" in out
+    with rows.open(encoding="utf-8", newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    assert [line["id"] for line in lines] == ["ferry", "old-form"]
+    assert lines[0]["cached_tokens"] == "1152" and lines[1]["cached_tokens"] == ""
+    assert lines[0]["passed"] == "true" and lines[1]["passed"] == ""
+    assert page.read_text("utf-8").startswith("<!doctype html>")
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--model", "llama-3.1-9b"], "llama-3.1-8b"),
+        (["--hardware", "h2000"], "h200"),
+        (["--hardware", "h2000", "--mode", "paper"], "H200"),
+        (["--what-if-hardware", "h2000"], "h200"),
+        (["--tokenizer", "/nowhere/tokenizer.json"], "tokenizer"),
+    ],
+)
+def test_unknown_names_offer_the_nearest(
+    run_cli: Callable[..., tuple[int, str, str]], arguments: list[str], expected: str
+) -> None:
+    code, out, err = run_cli("trace", "report", SAMPLES / "swe.traj", *arguments)
+    assert (code, out) == (1, "")
+    assert expected in err and "Traceback" not in err
+
+
+def test_usage_errors(run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    for arguments in (["--mode", "x"], ["--peak", "x"], ["--batch", "-2"]):
+        code, _, err = run_cli("trace", "report", SAMPLES / "swe.traj", *arguments)
+        assert code in (1, 2) and err
+    code, _, err = run_cli("trace", "report", tmp_path / "no.jsonl")
+    assert code == 1 and "no file matches" in err
+    code, _, err = run_cli(
+        "trace", "report", SAMPLES / "swe.traj", "--html", tmp_path / "none" / "x.html"
+    )
+    assert code == 1 and "cannot write" in err
+
+
+def test_unknown_files_among_known_ones_are_problems(
+    run_cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    other = tmp_path / "notes.txt"
+    other.write_text("hello")
+    code, out, _ = run_cli("trace", "report", SAMPLES / "swe.traj", other)
+    assert code == 0 and "unknown format" in out
+    code, _, err = run_cli("trace", "report", other)
+    assert code == 1 and "tried, with the first mismatch" in err
+
+
+def test_help_names_the_options(run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = run_cli("trace", "report", "--help")
+    assert code == 0
+    for option in ("--model", "--hardware", "--mode", "--html", "--csv", "--json"):
+        assert option in out
+
+
+# --- what the report counts ----------------------------------------------------------------------
+
+
+def write(path: Path, talks: list[dict[str, Any]]) -> Path:
+    path.write_text("\n".join(json.dumps(each) for each in talks), "utf-8", "surrogatepass")
+    return path
+
+
+def test_processes_and_pieces_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talks = [
+        talk("word " * (number % 40), tokens=100 + number, id=f"t{number}") for number in range(90)
+    ]
+    files = [write(tmp_path / f"{name}.jsonl", talks[place::2]) for place, name in enumerate("ab")]
+    options = ReportOptions(top=7, with_texts=True, jobs=1)
+    alone_rows: list[dict[str, Any]] = []
+    alone = build_report(files, options, alone_rows.extend)
+    monkeypatch.setattr(build, "CHUNK_BYTES", 4000)
+    monkeypatch.setattr(build, "SMALL_BYTES", 0)
+    rows: list[dict[str, Any]] = []
+    split = build_report(files, ReportOptions(top=7, with_texts=True, jobs=2), rows.extend)
+    assert rows == alone_rows and len(rows) == 90
+    assert json.loads(json.dumps(split), parse_float=lambda x: round(float(x), 6)) == json.loads(
+        json.dumps(alone), parse_float=lambda x: round(float(x), 6)
+    )
+    assert [each["id"] for each in split["worst"]] == [f"t{number}" for number in range(89, 82, -1)]
+
+
+def test_shared_prefixes_are_charged_once(tmp_path: Path) -> None:
+    shared = {"role": "system", "content": "Rules. " * 500}
+    talks = []
+    for number in range(4):
+        fields = talk(id=f"t{number}", tokens=number)
+        fields["messages"] = [
+            shared,
+            {"role": "user", "content": f"Task {number}"},
+            *fields["messages"][1:],
+        ]
+        talks.append(fields)
+    report = build_report([write(tmp_path / "x.jsonl", talks)], ReportOptions())
+    totals = report["totals"]
+    once = totals["shared_prefix_tokens"] / 3
+    assert 1900 < once < 2000  # the system prompt's part of a first prompt of 2,000
+    assert totals["ideal_shared_prefixes_once"] == pytest.approx(totals["ideal"] - 3 * once)
+
+
+def test_labels_split_the_distribution(tmp_path: Path) -> None:
+    talks = [{**talk(id=str(n), tokens=100 * n), "reward": n % 2} for n in range(12)]
+    report = build_report([write(tmp_path / "x.jsonl", talks)], ReportOptions())
+    found = report["distribution"]
+    assert (found["passed"]["count"], found["failed"]["count"]) == (6, 6)
+    assert found["passed"]["p50"] > found["failed"]["p50"]
+    assert found["all"]["median_95"][0] <= found["all"]["p50"] <= found["all"]["median_95"][1]
+
+
+def test_quantiles() -> None:
+    spread = spread_of([4.0, 1.0, 3.0, 2.0])
+    assert spread is not None
+    assert (spread["p50"], spread["max"], spread["median_95"]) == (2.5, 4.0, None)
+    assert spread_of([]) is None
+    assert median_interval([float(n) for n in range(101)]) == (40.0, 61.0)
+
+
+def test_a_tally_survives_json() -> None:
+    tally = Tally(keep=2)
+    analyzer = ReportOptions().analyzer()
+    for number in range(3):
+        tally.add(analyzer.analyze(conversation(talk(tokens=number * 50, id=str(number)), "p")))
+    again = Tally.from_json(json.loads(json.dumps(tally.to_json())))
+    assert again == tally
+
+
+# --- what if, and who carries what ---------------------------------------------------------------
+
+
+def test_capping_an_answer_equals_a_trace_with_a_shorter_one() -> None:
+    long, short = view_of(talk(tokens=3000)), view_of(talk(tokens=1000))
+    assert capped(long, 1000) == short.turns
+    assert capped(long, 10_000) == long.turns
+
+
+def test_removing_the_only_call_leaves_one_turn() -> None:
+    view = view_of(talk(tokens=900))
+    (left,) = without_costliest(view, 1)
+    assert left.context_tokens == 2000  # neither the call nor its answer
+    assert without_costliest(view, 0) == view.turns
+
+
+def test_carry_agrees_with_the_cost_model() -> None:
+    view = view_of(talk(tokens=900))
+    assert view.carry(700.0, 1) == pytest.approx(
+        carry_cost(view.rates, 700.0, view.turns, view.costs, 1)
+    )
+
+
+# --- from Python ---------------------------------------------------------------------------------
+
+
+def test_halo_pte() -> None:
+    cost = halo.pte(talk(), model="llama-3.1-8b", hardware="h200")
+    assert cost.measured == cost.value
+    assert cost.ideal < cost.value < cost.full
+    assert sum(cost.causes.values()) == pytest.approx(cost.value)
+    assert len(cost.turns) == 2 and cost.hardware == "h200"
+    assert "cache_loss" in cost.findings
+    unknown = halo.pte(talk(cached=None)["messages"], model="llama-3.1-8b")
+    assert unknown.measured is None and unknown.value == pytest.approx(unknown.full)
+
+
+def test_halo_pte_takes_anthropic_messages_too() -> None:
+    line = (SAMPLES / "anthropic_conversations.jsonl").read_text("utf-8")
+    cost = halo.pte(json.loads(line), model="llama-3.1-8b")
+    assert len(cost.turns) == 2 and cost.measured is not None
+
+
+def test_halo_pte_refuses_what_it_cannot_price() -> None:
+    with pytest.raises(InputError, match="no assistant message"):
+        halo.pte([{"role": "user", "content": "Hi"}], model="llama-3.1-8b")
+    with pytest.raises(ProfileError, match=r"llama-3\.1-8b"):
+        halo.pte(talk(), model="llama-3.1-8c")
+
+
+def test_assert_pte_below() -> None:
+    cost = assert_pte_below(talk(), 1e9, model="llama-3.1-8b")
+    with pytest.raises(AssertionError, match="dearest call: 1, ") as caught:
+        assert_pte_below(talk(), cost.value, model="llama-3.1-8b")
+    assert "cache loss" in str(caught.value)
+
+
+# --- hostile text --------------------------------------------------------------------------------
+
+
+def hostile_talk() -> dict[str, Any]:
+    fields = talk()
+    nasty = "\n".join(HOSTILE)
+    call = {"id": nasty, "function": {"name": nasty, "arguments": nasty}}
+    fields["id"] = HOSTILE[2] + nasty
+    fields["model"] = nasty
+    fields["expected"] = nasty
+    fields["tools"] = [{"name": nasty, "description": nasty, "parameters": {nasty: nasty}}]
+    fields["messages"] = [
+        {"role": "system", "content": nasty},
+        {"role": "user", "content": nasty},
+        {"role": "assistant", "content": nasty, "reasoning_content": nasty, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": nasty, "name": nasty, "content": nasty},
+        {"role": "assistant", "content": nasty},
+    ]
+    return fields
+
+
+class _Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.policy = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        fields = dict(attrs)
+        if fields.get("http-equiv") == "Content-Security-Policy":
+            self.policy = fields["content"] or ""
+
+
+def hostile_page(tmp_path: Path) -> str:
+    path = write(tmp_path / "x.jsonl", [hostile_talk(), talk()])
+    return render_html(build_report([path], ReportOptions(with_texts=True)))
+
+
+def test_hostile_text_makes_no_markup(tmp_path: Path) -> None:
+    page = hostile_page(tmp_path)
+    tags = _Tags()
+    tags.feed(page)
+    assert tags.tags.count("script") == 3 and "img" not in tags.tags
+    assert not [name for name, _ in tags.attributes if name.startswith("on")]
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    style = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
+    assert len(scripts) == 2
+    for text in [*scripts, *style]:
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in tags.policy
+    assert tags.policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in tags.policy
+    data = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
+    assert data and json.loads(data.group(1))["counts"]["traces"] == 2
+
+
+def test_hostile_text_commands_no_terminal_and_no_spreadsheet(
+    tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    path = write(tmp_path / "x.jsonl", [hostile_talk()])
+    code, out, _ = run_cli("trace", "report", path, "--csv", tmp_path / "x.csv")
+    assert code == 0
+    assert all(character.isprintable() or character == "\n" for character in out)
+    with (tmp_path / "x.csv").open(
+        encoding="utf-8", newline="", errors="surrogateescape"
+    ) as stream:
+        (line,) = csv.DictReader(stream)
+    assert line["id"].startswith("'=")
+
+
+def test_the_vendored_library_is_the_published_one() -> None:
+    folder = Path(halo.__file__).parent / "assets" / "echarts"
+    digest = hashlib.sha256((folder / "echarts.min.js").read_bytes()).hexdigest()
+    assert digest == ECHARTS_SHA256
+    assert "Apache License" in (folder / "LICENSE").read_text("utf-8")
+
+
+def test_the_text_of_an_empty_page_of_findings_is_whole(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [talk()])
+    text = render_text(build_report([path], ReportOptions(top=0)))
+    assert "worst traces" in text
