@@ -207,19 +207,15 @@ def on_backend(
 def test_a_killed_engine_fails_its_calls_and_comes_back(store: ModelStore) -> None:
     async def check(backend: OpenVinoBackend) -> None:
         before = await backend.generate(ASK)
-        calls = [
-            asyncio.create_task(backend.generate(replace(ASK, key=str(i), max_tokens=3000)))
-            for i in range(3)
-        ]
         process = backend._process
         assert process is not None
-        started = asyncio.Event()
-        first = asyncio.create_task(
-            backend.generate(replace(ASK, key="f", max_tokens=3000), started.set)
-        )
-        await started.wait()
+        os.kill(process.pid, signal.SIGSTOP)  # so that no call can end before the kill
+        keys = "abc"
+        calls = [asyncio.create_task(backend.generate(replace(ASK, key=key))) for key in keys]
+        while len(backend._calls) < len(keys):
+            await asyncio.sleep(0)
         os.kill(process.pid, signal.SIGKILL)
-        results = await asyncio.gather(*calls, first, return_exceptions=True)
+        results = await asyncio.gather(*calls, return_exceptions=True)
         for result in results:
             assert isinstance(result, BackendError) and result.retryable
             assert "SIGKILL" in str(result)
