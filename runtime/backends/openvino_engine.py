@@ -310,7 +310,10 @@ def _save(genai: Any, settings: EngineSettings, derived: Path) -> bool:
     staging.mkdir()
     try:
         link = staging / "model.gguf"  # what is saved is saved beside the file
-        link.symlink_to(settings.weights)
+        try:
+            os.link(settings.weights, link)
+        except OSError:
+            link.symlink_to(settings.weights)
         tokenizer = genai.Tokenizer(str(link), enable_save_ov_model=True)
         scheduler = genai.SchedulerConfig()
         scheduler.num_kv_blocks = 1
