@@ -43,6 +43,7 @@ test: setup-torch
 	$(BIN)/python -m pytest -q
 
 test-live: setup-torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group live
 	$(BIN)/python -m pytest -q -m live
 
 check: setup-torch
