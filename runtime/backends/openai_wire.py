@@ -15,6 +15,7 @@ from runtime.errors import BackendError, TruncatedAnswerError
 
 NAME = "openai"
 TOP_LOGPROBS = 20
+WRAPPER_TOKENS = 24
 Choosing = Literal["schema", "logprobs", "free"]
 """How an option is chosen: decoded under a schema, read from the first token's probabilities, or
 asked for in words alone."""
@@ -104,6 +105,9 @@ def chat_payload(request: Request, dialect: Dialect, *, stream: bool) -> dict[st
         choosing = dialect.choosing(request)
         if choosing == "schema":
             payload["response_format"] = _format("choice", _choice_schema(request.options))
+            # The object around the option takes tokens that the workflow did not count.
+            longest = max(len(option.encode()) for option in request.options)
+            payload[limit] = max(request.max_tokens, longest) + WRAPPER_TOKENS
         elif choosing == "logprobs":
             payload |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS, limit: 1}
     elif request.schema_json is not None and dialect.json_schema:
