@@ -83,8 +83,8 @@ def run_one(
 
 
 def run_merged(
-    bench: Bench, workloads: Sequence[Workload], rows: Sequence[Sequence[dict[str, str]]], seed: int,
-    *, merge: bool,
+    bench: Bench, workloads: Sequence[Workload], rows: Sequence[Sequence[dict[str, str]]], seed:
+    int, *, merge: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Several workloads over the same database as one batch, or one batch after the other."""
     endpoints = bench.endpoints(workloads[0])

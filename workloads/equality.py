@@ -4,7 +4,8 @@
 
 The model has to be one whose chat format is ChatML with a system turn. Prints a JSON document with
 the rows that differ, both answers side by side. Rows may differ although nothing is wrong: a batch
-of another shape rounds a bfloat16 product differently, and once two tokens are nearly as likely, the
+of another shape rounds a bfloat16 product differently, and once two tokens are nearly as likely,
+the
 other one is chosen. Both orders are therefore run twice, and rows in which a system differs from
 itself are counted apart.
 """
@@ -76,7 +77,7 @@ def compare(url: str, model: str, workload: Workload, count: int, seed: int = 1)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--url", required=True)
     parser.add_argument("--model", default="smollm2", help="the server's name of its model")
     parser.add_argument("--workload", default="reflect")

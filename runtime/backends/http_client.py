@@ -1,4 +1,5 @@
-"""The HTTP side of engines: JSON in, JSON or an event stream out, every failure a `BackendError`."""
+"""The HTTP side of engines: JSON in, JSON or an event stream out, every failure a
+`BackendError`."""
 
 from __future__ import annotations
 

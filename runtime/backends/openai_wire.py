@@ -132,7 +132,8 @@ class Answer:
 def read_completion(document: Any, request: Request, url: str) -> Answer:
     """The answer in a whole document. Raises `BackendError`."""
     raise_reported(document, url)
-    choices: Any = document.get("choices") if isinstance(document, dict) else None
+    whole = cast("dict[str, Any]", document)
+    choices: Any = whole.get("choices")
     if not isinstance(choices, list) or not choices:
         raise not_an_answer(url, json.dumps(document), backend=NAME)
     choice = cast("dict[str, Any]", choices[0])
@@ -147,9 +148,7 @@ def read_completion(document: Any, request: Request, url: str) -> Answer:
     calls = _tool_calls(fields.get("tool_calls"))
     if request.options:
         text, finish = _chosen(text, finish, choice, request)
-    return Answer(
-        text, "tool_calls" if calls else finish, _usage(document.get("usage"), url), calls
-    )
+    return Answer(text, "tool_calls" if calls else finish, _usage(whole.get("usage"), url), calls)
 
 
 @dataclass(slots=True)
@@ -199,7 +198,7 @@ class StreamedAnswer:
         finish, text = finish_reason(self._finish, self.url), "".join(self._text)
         if self.request.options:
             text, finish = _chosen(text, finish, {}, self.request)
-        usage = self._usage if self._usage is not None else {}
+        usage: Any = self._usage if self._usage is not None else {}
         return Answer(
             text, "tool_calls" if calls else finish, _usage(usage, self.url, partial=True), calls
         )

@@ -14,7 +14,6 @@ from workloads.compare import ABLATIONS, Bench, run_merged, run_one, with_count
 from workloads.gpu.evaluate import Records, ablation_rows, ratio_rows, table, unequal_answers
 from workloads.gpu.floor import distinct_prefix_bytes, work_of
 from workloads.gpu.models import write_model
-from workloads.graph import Workload
 from workloads.mock_api import MockApi
 from workloads.stub_server import StubServer
 
@@ -25,11 +24,13 @@ NAMES = [workload.name for workload in WORKLOADS]
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bench, list[StubServer]]]:
     folder = tmp_path_factory.mktemp("bench")
     tokenizer = str(write_model("tiny", folder))
-    with StubServer("8b", tokenizer) as big, StubServer("1b", tokenizer) as small:
-        with MockApi(mean_s=0.001) as api:
-            servers = {"8b": big.url, "1b": small.url}
-            names = {"8b": "8b", "1b": "1b"}
-            yield Bench(servers, names, api.url, folder), [big, small]
+    with (
+        StubServer("8b", tokenizer) as big,
+        StubServer("1b", tokenizer) as small,
+        MockApi(mean_s=0.001) as api,
+    ):
+        servers = {"8b": big.url, "1b": small.url}
+        yield Bench(servers, {"8b": "8b", "1b": "1b"}, api.url, folder), [big, small]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -60,7 +61,7 @@ def test_everybody_sends_the_same_prompts_and_gets_the_same_answers(
     bench: tuple[Bench, list[StubServer]], name: str
 ) -> None:
     here, stubs = bench
-    workload = Workload(**{**vars(named(name)[0])})
+    workload = named(name)[0]
     rows = workload.rows(5, 3)
     results: dict[str, Any] = {}
     prompts: dict[str, Any] = {}

@@ -1,4 +1,5 @@
-"""Makes the helpers of these tests importable; a checkpoint, and a real SGLang server, a session."""
+"""Makes the helpers of these tests importable; a checkpoint, and a real SGLang server, a
+session."""
 
 from __future__ import annotations
 

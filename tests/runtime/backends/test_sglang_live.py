@@ -1,4 +1,5 @@
-"""A real SGLang server on the CPU: what its cache reports, control, priorities, death in a batch."""
+"""A real SGLang server on the CPU: what its cache reports, control, priorities, death in a
+batch."""
 
 from __future__ import annotations
 
@@ -95,7 +96,9 @@ def test_control_routes_of_the_real_server(sglang_server: EngineProcess) -> None
 def test_a_cancelled_call_leaves_the_server(sglang_server: EngineProcess) -> None:
     async def check(backend: SglangBackend) -> None:
         task = asyncio.create_task(backend.generate(ask("long", 4000)))
-        while (await backend.read_load()).running == 0:
+        for _ in range(400):
+            if (await backend.read_load()).running:
+                break
             await asyncio.sleep(0.05)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
