@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import halo
+from workloads.client_bench import client
 from workloads.pte_bench import pte
 
 lm = halo.Model()
@@ -71,6 +72,7 @@ def merging(rows: int = 30) -> dict[str, Any]:
 
 
 BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
+    "client": client,
     "overhead": overhead,
     "merge": merging,
     "pte": pte,
