@@ -63,7 +63,7 @@ check: setup-torch
 	$(BIN)/lint-imports
 
 bench: setup
-	$(BIN)/halo-bench overhead merge
+	$(BIN)/halo-bench overhead merge planner
 
 golden: setup
 	$(BIN)/python -m pytest -q --golden

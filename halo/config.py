@@ -66,6 +66,8 @@ class Config(BaseModel):
     share: bool = Field(default=True, description="make equal calls once")
     warm: bool = Field(default=True, description="compute shared instructions before the rows")
     prefix_order: bool = Field(default=True, description="start rows with equal prompts together")
+    cache: Path | None = Field(default=None, description="directory of answers kept between runs")
+    cache_mb: float = Field(default=1024, gt=0, description="how large the answer cache may become")
     off: tuple[str, ...] = Field(default=(), description="rewrite rules not to apply")
     on: tuple[str, ...] = Field(default=(), description="unsafe rewrite rules to apply")
     learn: tuple[Path, ...] = Field(default=(), description="run directories to plan by")

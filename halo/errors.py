@@ -19,6 +19,7 @@ HaloError
 │   └── ToolTimeoutError     a tool did not answer in time
 ├── OutputTypeError          an answer does not fit its type after the retry
 ├── ValueTypeError           a value has not the shape an operator needs
+├── CacheError               the answer cache cannot be used
 ├── BudgetError              a budget cannot be read, or not be kept for want of prices
 ├── ConfigError              a setting is unknown or wrong (where it was set)
 └── RunDirectoryError        a run directory cannot be used
@@ -33,6 +34,7 @@ from planner.errors import InvariantError, PlanError
 from runtime.errors import (
     BackendError,
     BudgetError,
+    CacheError,
     ContextOverflowError,
     ModelFetchError,
     ModelFileError,
@@ -61,6 +63,7 @@ class InputError(HaloError):
 __all__ = [
     "BackendError",
     "BudgetError",
+    "CacheError",
     "CalibrationError",
     "ConfigError",
     "ContextOverflowError",

@@ -28,6 +28,7 @@ class RunResult:
             early: rows without an outcome wait for a resume.
         budget_reached: whether it stopped because of its budget.
         engine_requests: by worker, how often its engine says it was asked.
+        cached_answers: calls that the answer cache answered; they count as replayed.
     """
 
     outcomes: Mapping[str, Sequence[Outcome]]
@@ -43,6 +44,7 @@ class RunResult:
     stopped: str = ""
     budget_reached: bool = False
     engine_requests: Mapping[str, int] = field(default_factory=dict[str, int])
+    cached_answers: int = 0
     recovered: Sequence[Recovered] = ()
 
     def __iter__(self) -> Iterator[Outcome]:
@@ -91,6 +93,7 @@ class RunResult:
                 "made": made,
                 "shared": sum(m.shared for m in self.call_metrics.values()),
                 "replayed": sum(m.replayed for m in self.call_metrics.values()),
+                "cached": self.cached_answers,
                 "engine_requests": dict(self.engine_requests),
             },
             "elapsed_s": round(self.elapsed_s, 3),

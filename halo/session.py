@@ -40,7 +40,7 @@ from runtime.clock import new_event_loop, wall_s
 from runtime.errors import BackendError
 from runtime.executor import Progress
 from runtime.placement import Replan
-from runtime.run import Finished, RunHandle, RunInputs
+from runtime.run import CacheSetting, Finished, RunHandle, RunInputs
 from runtime.sql_session import SqlSession
 from runtime.tools import ToolSpec
 
@@ -74,7 +74,7 @@ class Query:
 @dataclass(frozen=True)
 class Prepared:
     """A batch, planned: what explain shows and run executes. `rewritten` says how the merged plan
-    became the logical plan of `plan`."""
+    became the logical plan of `plan`; `planning_s` is what that and the rest of planning took."""
 
     queries: tuple[Query, ...]
     bound: tuple[LogicalPlan, ...]
@@ -83,6 +83,15 @@ class Prepared:
     stats: PlanStats
     tools: Mapping[str, ToolSpec]
     scheduled: ScheduledPlan | None = None
+    planning_s: float = 0.0
+
+    def _repr_html_(self) -> str:
+        """The plan in a notebook: drawn, with its listing."""
+        from planner.explain_html import render_fragment
+        from planner.explain_view import View
+
+        view = View(self.plan.logical, self.stats, physical=self.plan, rewritten=self.rewritten)
+        return render_fragment(view)
 
     @property
     def rows_by_source(self) -> dict[str, list[dict[str, Json]]]:
@@ -139,6 +148,7 @@ class Session:
         count_rows: CountRows | None = None,
     ) -> Prepared:
         tools = _merge_tools(queries)
+        began_s = wall_s()
         logical = merge({query.name: query.traced.plan for query in queries})
         verify(logical)
         sources = {query.rows.source: query.rows.rows for query in queries}
@@ -162,7 +172,21 @@ class Session:
         if scheduled is not None:
             plan = scheduled.physical
         bound = tuple(q.traced.plan for q in queries)
-        return Prepared(queries, bound, rewritten, plan, stats, tools, scheduled)
+        took_s = wall_s() - began_s
+        return Prepared(queries, bound, rewritten, plan, stats, tools, scheduled, took_s)
+
+    def _cache_setting(self, prepared: Prepared) -> CacheSetting | None:
+        """The answer cache of a run, if there is to be one. Whose answers it keeps: those of these
+        engines, as they are set up."""
+        if self.config.cache is None:
+            return None
+        engines = sorted({worker.engine for worker in prepared.plan.workers})
+        scope = " ".join(
+            f"{engine} seed={self.config.seed}" if engine == "simulated" else engine
+            for engine in engines
+        )
+        scope += " exact" if self.config.exact else ""
+        return CacheSetting(self.config.cache, scope, int(self.config.cache_mb * 1e6))
 
     def _learnt(self) -> Learnt:
         """What the runs named in the configuration have taught; read once."""
@@ -323,6 +347,7 @@ class Session:
             warm=self.config.warm,
             overlap=self.config.overlap,
             budget=self.config.limits,
+            cache=self._cache_setting(prepared),
             out=Path(out) if out is not None else None,
             resume=resume,
             sql=sql,
@@ -347,6 +372,7 @@ class Session:
             budget_reached=finished.budget_reached,
             engine_requests=finished.engine_requests,
             recovered=finished.recovered,
+            cached_answers=finished.cached_answers,
         )
 
     def evaluate(self, plan: LogicalPlan, tools: Mapping[str, ToolSpec]) -> Json:

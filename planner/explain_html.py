@@ -52,6 +52,20 @@ def render_html(view: View) -> str:
     )
 
 
+def render_fragment(view: View) -> str:
+    """The same for a page that is there already, such as a notebook."""
+    return (
+        f'<div class="halo-plan"><style>{_scoped(_STYLE)}</style>{_drawing(view)}'
+        f"<pre>{escape(render_text(view))}</pre></div>"
+    )
+
+
+def _scoped(style: str) -> str:
+    """The style for the parts of one `halo-plan` alone."""
+    rules = [line for line in style.strip().splitlines() if not line.startswith("body")]
+    return "\n".join(f".halo-plan {rule}" for rule in rules)
+
+
 @dataclass(frozen=True, slots=True)
 class _Box:
     x: int

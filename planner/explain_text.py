@@ -116,7 +116,7 @@ def _footer(view: View) -> Iterator[str]:
 def _rewrites(rewritten: Rewritten) -> Iterator[str]:
     """The rules that changed the plan, each with what it saves by estimate."""
     fired = [f"{rule}({_saving(saving)})" for rule, saving in rewritten.savings().items()]
-    yield f"rewrites: {', '.join(fired) or 'none'}   off with --no-<name>"
+    yield f"rewrites: {', '.join(fired)}   off with --no-<name>" if fired else "rewrites: none"
     off = [name for name in rewritten.off if not name.startswith("unsafe_")]
     on = [rule for rule in rewritten.changed if rule.startswith("unsafe_")]
     if off:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from planner.prefix_tree import Reference, Template
 from planner.row_profile import Dependency, Path, RowProfile
@@ -118,9 +119,17 @@ class _Coded:
     def by_statistics(self, rows: Sequence[int]) -> list[int]:
         """Sorted by the columns of the beginnings, those that save most first. Groups come in order
         of first appearance."""
+        return sorted(rows, key=self._ranks.__getitem__)
+
+    @cached_property
+    def _ranks(self) -> list[int]:
+        """The place of each row when all are sorted by column statistics."""
         paths = list(dict.fromkeys(path for start in self._starts for path in start.paths))
         keys = list(zip(*(self._codes[path] for path in paths), strict=True))
-        return sorted(rows, key=keys.__getitem__)
+        ranks = [0] * self._n_rows
+        for rank, row in enumerate(sorted(range(self._n_rows), key=keys.__getitem__)):
+            ranks[row] = rank
+        return ranks
 
     def by_groups(self, rows: Sequence[int]) -> list[int]:
         """Greedy group recursion. Iterative: a stack of parts to order, each with how many columns

@@ -87,6 +87,10 @@ class RunLockedError(RunDirectoryError):
     """Another process holds the run directory; the message names it."""
 
 
+class CacheError(HaloError):
+    """The answer cache cannot be used: no directory, no cache, another version."""
+
+
 class DrainingError(HaloError):
     """The run is stopping and this call had not started. Not a failure of the row: the executor
     leaves the row without an outcome, and `resume` runs it."""

@@ -23,6 +23,7 @@ from planner.logical import (
 from planner.physical import PhysicalPlan
 from planner.refine import refined
 from planner.stats import PlanStats
+from runtime.answer_cache import AnswerCache, CachedStore
 from runtime.backends.base import Backend, ToolSchema
 from runtime.budget import Budget, BudgetMeter
 from runtime.clock import LoopClock, process_cpu_s, utc_now, wall_s
@@ -45,6 +46,18 @@ from runtime.tools import ToolSpec
 from runtime.warmup import end_warming, shared_prefixes
 
 NO_BUDGET = Budget()
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSetting:
+    """The answer cache of a run: where it is, for whose answers, and how large it may become."""
+
+    directory: Path
+    scope: str
+    max_bytes: int
+
+    def open(self, now: str) -> AnswerCache:
+        return AnswerCache(self.directory, scope=self.scope, max_bytes=self.max_bytes, now=now)
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,7 @@ class RunInputs:
     warm: bool = True
     overlap: bool = True
     budget: Budget = NO_BUDGET
+    cache: CacheSetting | None = None
     out: Path | None = None
     resume: bool = False
     sql: SqlSession | None = None
@@ -92,6 +106,7 @@ class Finished:
         budget_reached: whether that was the budget.
         warmed_tokens: prompt tokens computed for shared instructions, outside any call.
         engine_requests: by worker, how often its engine says it was asked.
+        cached_answers: calls that the answer cache answered.
         recovered: failures that became values (`planner.logical.Recover`).
     """
 
@@ -106,6 +121,7 @@ class Finished:
     engine_requests: Mapping[str, int]
     recovered: Sequence[Recovered] = ()
     warmed_tokens: int = 0
+    cached_answers: int = 0
 
 
 class RunHandle:
@@ -200,6 +216,9 @@ class RunHandle:
         started_s, clock_started_s, cpu_started_s = wall_s(), self.clock.now_s(), process_cpu_s()
         seen_before = {worker: engine.requests_seen for worker, engine in engines.items()}
         metrics = self._metrics
+        cache = inputs.cache.open(utc_now()) if inputs.cache is not None else None
+        if cache is not None:
+            store = CachedStore(store, cache)
         table = CallTable(store, metrics)
         databases = Databases(inputs.database, writable=_written_databases(plan))
         tools = ToolRunner(inputs.tools, databases, table, store, self.clock, tenant=inputs.tenant)
@@ -239,6 +258,8 @@ class RunHandle:
             warmed = await end_warming(warming)
             await tools.close()
             await databases.close()
+            if cache is not None:
+                cache.close()
         progress = executor.progress
         complete = executor.complete
         return Finished(
@@ -256,6 +277,7 @@ class RunHandle:
                 for worker, engine in engines.items()
             },
             recovered=tuple(executor.recovered),
+            cached_answers=store.hits if isinstance(store, CachedStore) else 0,
         )
 
 

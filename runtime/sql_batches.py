@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from planner.logical import Json, Sql
-from planner.sql_batch import INDEX, INDICES, batched_text
+from planner.sql_batch import INDEX, INDICES, ORDER, batched_text
 from runtime.errors import ToolError
 
 MAX_LOOKUPS = 1024
@@ -71,7 +71,9 @@ class SqlBatches:
                 lookup.answer.cancel()
 
     async def _ask(self, op: Sql, lookups: Sequence[_Lookup], ask: Ask) -> None:
-        text = batched_text(op.text or "", op.params) if len(lookups) > 1 else None
+        text = None
+        if len(lookups) > 1:
+            text = batched_text(op.text or "", op.params)
         if text is not None:
             try:
                 answers = await self._together(op, text, lookups, ask)
@@ -96,11 +98,17 @@ class SqlBatches:
         params: dict[str, Json] = {INDICES: list(range(len(lookups)))}
         for name in op.params:
             params[name] = [lookup.params[name] for lookup in lookups]
-        rows = await ask(text, params, len(lookups) * op.max_rows)
+        # More rows than all may have together: some look-up has more than it may, and what was cut
+        # off is another's.
+        most = len(lookups) * op.max_rows
+        rows = await ask(text, params, most + 1)
+        if len(rows) > most:
+            raise ToolError("the look-ups have more rows than they may", tool="sql")
         answers: list[list[Json]] = [[] for _ in lookups]
         for row in rows:
             assert isinstance(row, dict)
             index = row.pop(INDEX)
+            row.pop(ORDER)
             assert isinstance(index, int)
             if len(answers[index]) < op.max_rows:
                 answers[index].append(row)

@@ -16,7 +16,7 @@ def main() -> None:
 
         sys.exit(evaluate(sys.argv[2:]))
     parser.add_argument(
-        "workload", nargs="+", help="demo, overhead, merge, pte; or pte-evaluate FILE"
+        "workload", nargs="+", help="demo, overhead, merge, planner, pte; or pte-evaluate FILE"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="demo: run directory")
     parser.add_argument("--model", help="demo: model name")

@@ -10,6 +10,7 @@ from typing import Any
 
 import halo
 from workloads.client_bench import client
+from workloads.planner_bench import planner
 from workloads.pte_bench import pte
 
 lm = halo.Model()
@@ -76,4 +77,5 @@ BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
     "overhead": overhead,
     "merge": merging,
     "pte": pte,
+    "planner": planner,
 }

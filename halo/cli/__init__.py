@@ -34,8 +34,9 @@ def main() -> None:
 
 def _with_rules(arguments: list[str]) -> list[str]:
     """`--no-<rule>` as `--off <rule>`, for every rewrite rule there is; dashes may stand for
-    underscores. Other options that begin with `--no-` stay as they are."""
-    if not any(each.startswith("--no-") for each in arguments):
+    underscores. Other options that begin with `--no-` stay as they are, and so does `halo sql`,
+    which has rules of its own beside them."""
+    if arguments[:1] == ["sql"] or not any(each.startswith("--no-") for each in arguments):
         return arguments
     from planner.rules import RULES
 

@@ -43,6 +43,9 @@ On = Annotated[list[str] | None, typer.Option(metavar="RULE", help="use an unsaf
 Learn = Annotated[
     list[Path] | None, typer.Option(metavar="DIR", help="plan by what earlier runs measured")
 ]
+Cache = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="keep greedy answers and pure results here")
+]
 Sample = Annotated[int, typer.Option(min=0, help="run this many rows first and plan by them")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on standard output")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
@@ -92,6 +95,7 @@ def run(
     on: On = None,
     learn: Learn = None,
     sample: Sample = 0,
+    cache: Cache = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="plan and print; make no call")
     ] = False,
@@ -103,7 +107,7 @@ def run(
 
     flags = settings(
         model=model, engine=engine, seed=seed, db=db, max_in_flight=max_in_flight, tenant=tenant,
-        exact=exact, prime=prime, budget=budget, off=off, on=on, learn=learn,
+        exact=exact, prime=prime, budget=budget, off=off, on=on, learn=learn, cache=cache,
     )  # fmt: skip
     return verb.run(
         flows, input, out=out, config_file=config, flags=flags, dry_run=dry_run, json_out=json,
@@ -194,6 +198,21 @@ def resume(
     from halo.cli import run as verb
 
     return verb.resume(directory, json_out=json, flags=settings(budget=budget))
+
+
+@app.command()
+def cache(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="what --cache named")],
+    prune: Annotated[
+        float | None, typer.Option(min=0, metavar="MB", help="drop the least used beyond this size")
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="drop everything")] = False,
+    json: Json = False,
+) -> int:
+    """What an answer cache holds; --prune and --clear make it smaller."""
+    from halo.cli import cache as verb
+
+    return verb.cache(directory, prune_mb=prune, clear=clear, json_out=json)
 
 
 @app.command()

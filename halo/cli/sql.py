@@ -37,8 +37,10 @@ def sql(
     json_out: bool,
 ) -> int:
     """Run SQL, or start the shell; returns the exit code."""
-    config, _ = load_config(flags, file=config_file)
     off, on = rule_names(rules)
+    of_planner = {"off": _taken(off, ""), "on": _taken(on, "unsafe_")}
+    flags = {**flags, **{name: rules for name, rules in of_planner.items() if rules}}
+    config, _ = load_config(flags, file=config_file)
     options = SqlOptions(
         parameters=dict(_parameter(each) for each in params),
         workflows=tuple(load_flow(each) for each in workflows),
@@ -209,6 +211,17 @@ def rule_names(flags: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             raise HaloError(f"halo sql has no option {flag!r}; see halo sql --help")
     return off, on
+
+
+def _taken(names: list[str], prefix: str) -> list[str]:
+    """Those of `names` that are rules of the planner, taken out of `names`."""
+    from planner.rules import RULES
+
+    known = {rule.name for rule in RULES}
+    found = {name: prefix + name.replace("-", "_") for name in names}
+    taken = [rule for rule in found.values() if rule in known]
+    names[:] = [name for name in names if found[name] not in known]
+    return taken
 
 
 def _is_analyzed(batch: SqlBatch, result: QueryResult) -> bool:
