@@ -21,8 +21,11 @@ from typing import Any
 
 import halo
 from workloads.baselines import BASELINES
+from workloads.catalogue import named
 from workloads.direct import DirectClient, Endpoints
+from workloads.gpu.models import write_model
 from workloads.graph import Workload
+from workloads.stub_server import StubServer
 from workloads.tables import write_tables
 
 SAMPLE_S = 0.05
@@ -183,6 +186,18 @@ async def _run_baseline(
         "errors": [],
         "answers": digest(answers),
     }
+
+
+def rehearse(api_url: str, folder: Path) -> None:
+    """Load what the systems import when they first run, by a run of each against a server that
+    computes nothing: no makespan is to contain that."""
+    tokenizer = str(write_model("tiny", folder))
+    workload = named("w1")[0]
+    with StubServer("8b", tokenizer) as big, StubServer("1b", tokenizer) as small:
+        servers = {"8b": big.url, "1b": small.url}
+        bench = Bench(servers, {name: name for name in servers}, api_url, folder)
+        for system in ("halo", "async", "langgraph"):
+            run_one(bench, system, workload, workload.rows(2, 0), 0)
 
 
 def digest(answers: Sequence[Any]) -> str:

@@ -30,7 +30,15 @@ from pathlib import Path
 from typing import Any
 
 from workloads.catalogue import named
-from workloads.compare import ABLATIONS, Bench, flush, run_merged, run_one, with_count
+from workloads.compare import (
+    ABLATIONS,
+    Bench,
+    flush,
+    rehearse,
+    run_merged,
+    run_one,
+    with_count,
+)
 from workloads.direct import chat_text
 from workloads.gpu.models import write_model
 from workloads.graph import Workload
@@ -378,6 +386,7 @@ def main() -> None:
     deadline_s = time.perf_counter() + arguments.budget_s
     servers = Servers(arguments)
     with MockApi() as api:
+        rehearse(api.url, Path(arguments.models) / "databases")
         try:
             for stage in arguments.stages:
                 log = Log(Path(arguments.out) / f"{stage.partition(':')[0]}.jsonl", deadline_s)
