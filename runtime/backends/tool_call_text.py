@@ -50,9 +50,9 @@ def _calls(text: str, names: set[str]) -> list[tuple[str, str]]:
         value: Any = json.loads(text)
     except ValueError:
         return []
-    items: list[Any] = [value]
+    items: list[object] = [value]
     if isinstance(value, list):
-        items = cast("list[Any]", value)
+        items = cast("list[object]", value)
     calls: list[tuple[str, str]] = []
     for item in items:
         if not isinstance(item, dict):
