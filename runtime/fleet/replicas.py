@@ -22,7 +22,7 @@ from runtime.fleet.routing import PrefixRouter
 from runtime.priming import prompt_chain, prompt_text
 
 CHECK_S = 0.25
-RECOVERY_S = 120.0
+RECOVERY_S = 300.0
 """How long calls wait for any replica to come back. A restart loads weights: minutes, not seconds.
 """
 

@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 SHIM = "HALO_SGLANG_CPU_SHIM"
 """Environment variable with the launcher for machines without an accelerator. Spawned processes
@@ -44,7 +44,7 @@ def script_answers(manager: type[Any]) -> None:
             sampling["ignore_eos"] = True
         async for out in original(self, request, *arguments, **named):
             if isinstance(prompt, str) and isinstance(out, dict):
-                answer: Any = out
+                answer = cast("dict[str, Any]", out)
                 answer["text"] = scripted(prompt, int(answer["meta_info"]["completion_tokens"]))
             yield out
 

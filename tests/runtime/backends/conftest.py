@@ -68,11 +68,16 @@ def smollm2(sglang_python: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="session")
 def sglang_server(
-    sglang_python: str, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[EngineProcess]:
-    """A server with SmolLM2-135M."""
+    """A server with SmolLM2-135M; HALO_SGLANG_URL names one that runs already."""
+    running = os.environ.get("HALO_SGLANG_URL", "")
     log = tmp_path_factory.mktemp("sglang") / "server.log"
-    engine = start_sglang(sglang_python, smollm2, log, free_port(), "--skip-server-warmup")
+    if running:
+        yield EngineProcess([], running, log)
+        return
+    python, model = request.getfixturevalue("sglang_python"), request.getfixturevalue("smollm2")
+    engine = start_sglang(python, model, log, free_port(), "--skip-server-warmup")
     yield engine
     engine.stop()
 
