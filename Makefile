@@ -7,7 +7,8 @@ MODEL ?=
 DEMO_OUT ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-torch demo test test-live check bench bench-engines bench-schedule golden clean
+.PHONY: help setup setup-torch sglang-env demo test test-live check bench bench-engines \
+	bench-schedule golden clean
 
 help:
 	@echo "make demo [MODEL=smollm2-135m-instruct]   two workflows, one merged batch, real documents"
@@ -32,6 +33,18 @@ $(VENV)/.installed-torch: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[torch]' --group reference
 	@touch $@
 
+# SGLang in an environment of its own, for its CPU server: it pins torch and much else.
+SGLANG_VENV ?= .venv-sglang
+SGLANG_BIN := $(SGLANG_VENV)/bin
+$(SGLANG_VENV)/.installed: tests/runtime/backends/sglang_requirements.txt
+	$(PYTHON) -m venv $(SGLANG_VENV)
+	$(SGLANG_BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(SGLANG_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps sglang==0.5.17 torchvision==0.28.0
+	$(SGLANG_BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+sglang-env: $(SGLANG_VENV)/.installed
+
 setup: $(VENV)/.installed
 
 setup-torch: $(VENV)/.installed-torch
@@ -42,9 +55,9 @@ demo: setup
 test: setup-torch
 	$(BIN)/python -m pytest -q
 
-test-live: setup-torch
+test-live: setup-torch sglang-env
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group live
-	$(BIN)/python -m pytest -q -m live
+	HALO_SGLANG_PYTHON=$(abspath $(SGLANG_BIN))/python $(BIN)/python -m pytest -q -m live
 
 check: setup-torch
 	$(BIN)/ruff format --check .

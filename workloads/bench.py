@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import halo
+from workloads.client_bench import client
 from workloads.planner_bench import planner
 from workloads.pte_bench import pte
 
@@ -91,6 +92,7 @@ BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
             "schedule-gap",
         )
     },
+    "client": client,
     "overhead": overhead,
     "merge": merging,
     "pte": pte,
