@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-from typing import Any
+from typing import Any, cast
 
 from halo.errors import HaloError
 
@@ -92,9 +92,9 @@ def _session(names: dict[str, Any], settings: dict[str, Any], make: Any) -> Any:
 
 def _is_table(value: Any) -> bool:
     if isinstance(value, list):
-        rows: list[Any] = value
+        rows = cast("list[Any]", value)
         return bool(rows) and all(isinstance(row, dict) for row in rows)
-    kind = type(value)
+    kind: type[Any] = type(value)
     return kind.__name__ in ("DataFrame", "Table", "LazyFrame") and kind.__module__.split(".")[
         0
     ] in ("pandas", "polars", "pyarrow")

@@ -9,11 +9,13 @@ Python variables as tables.
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlglot import exp
 
@@ -99,22 +101,26 @@ class OpenDatabase:
     planning: DuckDBPyConnection
     running: DuckDBPyConnection
     reading: DuckDBPyConnection
-    scratch: tempfile.TemporaryDirectory[str]
+    scratch: Path
     results: str
     marks: str
+
+    def __post_init__(self) -> None:
+        # Results may be kept for as long as a program runs: nobody closes their database.
+        self._remove = weakref.finalize(self, shutil.rmtree, self.scratch, True)
 
     def close(self) -> None:
         """Close everything. Safe to call twice."""
         for each in (self.planning, self.running, self.reading, self.connection):
             each.close()
-        self.scratch.cleanup()
+        self._remove()
 
 
 def open_database(access: Access, tables: Mapping[str, Any] | None = None) -> OpenDatabase:
     """A locked instance with `tables` in it. Raises `SqlError`."""
     import duckdb
 
-    scratch = tempfile.TemporaryDirectory(prefix="halo-sql-")
+    scratch = Path(tempfile.mkdtemp(prefix="halo-sql-"))
     connection = duckdb.connect(
         ":memory:",
         config={
@@ -122,7 +128,7 @@ def open_database(access: Access, tables: Mapping[str, Any] | None = None) -> Op
             "autoload_known_extensions": False,
             "python_enable_replacements": False,
             "memory_limit": f"{access.memory_bytes}B",
-            "temp_directory": scratch.name,
+            "temp_directory": str(scratch),
             "threads": access.threads,
         },
     )
@@ -137,10 +143,10 @@ def open_database(access: Access, tables: Mapping[str, Any] | None = None) -> Op
         cursors = [connection.cursor() for _ in range(3)]
         for cursor in cursors:
             cursor.execute(f"SET search_path = '{path}'")
-        _lock(connection, access, scratch.name)
+        _lock(connection, access, str(scratch))
     except BaseException:
         connection.close()
-        scratch.cleanup()
+        shutil.rmtree(scratch, ignore_errors=True)
         raise
     marks = f"{CATALOG}.main" if access.database is not None and access.writable else ""
     return OpenDatabase(
@@ -181,7 +187,9 @@ def load_table(connection: DuckDBPyConnection, name: str, rows: Any) -> None:
     """Make a table of a data frame (pandas, polars, Arrow) or of a list of objects."""
     import duckdb
 
-    relation = _from_objects(connection, name, rows) if isinstance(rows, list) else rows
+    relation = rows
+    if isinstance(rows, list):
+        relation = _from_objects(connection, name, cast("list[Any]", rows))
     try:
         connection.register("halo_given", relation)
         connection.execute(f"CREATE TABLE memory.main.{quoted(name)} AS SELECT * FROM halo_given")

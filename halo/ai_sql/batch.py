@@ -76,8 +76,8 @@ class SqlBatch:
             compiled = self._compile()
             self.explained = [each for each in compiled if _is_explained(each)]
             self.compiled = [each for each in compiled if not _is_explained(each)]
-            self.last_run: RunResult | None = None
-            self.prepared = self._prepare(self.compiled)
+            self.runs: list[RunResult] = []
+            self.prepared = [self._prepare(part) for part in _parts(self.compiled)]
         except BaseException:
             self.database.close()
             raise
@@ -96,27 +96,28 @@ class SqlBatch:
         """The plans that EXPLAIN asks for, one for each statement that it stands before."""
         found: list[str] = []
         for each in self.explained:
-            prepared = self._prepare([each])
             explain = each.statement.explain
-            if prepared is not None and explain is not None:
+            if explain is not None:
+                prepared = self._prepare([each])
                 found.append(self._session.explain_prepared(prepared, format=explain.format))
         return found
 
     def analyses(self) -> list[str]:
-        """What EXPLAIN ANALYZE asks for: the plan of the batch that has run, estimate beside
-        actual, in the format of each."""
-        asked = [each.statement.explain for each in self.compiled if each.statement.explain]
-        run = self.last_run
-        if run is None:
-            return []
+        """What EXPLAIN ANALYZE asks for: the plan of what has run, estimate beside actual, in the
+        format of each."""
         return [
             explain_physical(run.plan, run.stats, metrics=run.metrics, format=explain.format)
-            for explain in asked
+            for each in self.compiled
+            for run in self.runs
+            if (explain := each.statement.explain) is not None and each.name in run.outcomes
         ]
 
-    def _prepare(self, compiled: Sequence[Compiled]) -> Prepared | None:
-        if not compiled:
-            return None
+    @property
+    def last_run(self) -> RunResult | None:
+        """The run of the last part that has run."""
+        return self.runs[-1] if self.runs else None
+
+    def _prepare(self, compiled: Sequence[Compiled]) -> Prepared:
         return self._session.prepare(
             [(each, _NO_ROWS) for each in compiled], count_rows=self._count_rows
         )
@@ -126,7 +127,8 @@ class SqlBatch:
         EXPLAIN knows how many calls there are to make."""
         import duckdb
 
-        if op.tables or op.into or not op.read_only or op.after:
+        written = {each.statement.target for each in self.compiled if each.statement.target}
+        if op.tables or op.into or not op.read_only or any(w in op.text.lower() for w in written):
             return None
         try:
             counted = self.database.planning.sql(f"SELECT count(*) FROM ({op.text})").fetchall()
@@ -142,11 +144,11 @@ class SqlBatch:
         self, *, stage: str = "physical", format: str = "text", verbose: bool = False
     ) -> str:
         """The plan of the batch. Makes no call."""
-        if self.prepared is None:
-            return "nothing to run"
-        return self._session.explain_prepared(
-            self.prepared, stage=stage, format=format, verbose=verbose
-        )
+        plans = [
+            self._session.explain_prepared(each, stage=stage, format=format, verbose=verbose)
+            for each in self.prepared
+        ]
+        return "\n".join(plans) or "nothing to run"
 
     def run(
         self,
@@ -164,28 +166,35 @@ class SqlBatch:
         error of DuckDB): the others of the batch have run. With `out`, results and errors are
         written there.
         """
-        if self.prepared is None:
-            return []
-        run_id = run_id or secrets.token_hex(8)
         database = self.database
-        self.last_run = run = self._session.run_prepared(
-            self.prepared,
-            out=out,
-            resume=resume,
-            on_progress=on_progress,
-            announce=announce,
-            asked={**(asked or {}), "run_id": run_id},
-            sql=SqlSession(
-                database.running, database.results, database.marks if out else "", run_id
-            ),
-        )
-        if out is not None:
-            run_id = str(out)
-        results = [
-            self._result(each, run, run_id) for each in self.compiled if self._ended(each, run)
-        ]
-        if out is not None and not run.stopped:
-            self._export(out, results)
+        self.runs = []
+        results: list[QueryResult] = []
+        for number, prepared in enumerate(self.prepared, 1):
+            # A statement that reads what another of the batch writes comes in a later part.
+            part = out / f"part{number}" if out is not None and len(self.prepared) > 1 else out
+            identity = run_id or secrets.token_hex(8)
+            run = self._session.run_prepared(
+                prepared,
+                out=part,
+                resume=resume,
+                on_progress=on_progress,
+                announce=announce,
+                asked={**(asked or {}), "run_id": identity},
+                sql=SqlSession(
+                    database.running, database.results, database.marks if out else "", identity
+                ),
+            )
+            self.runs.append(run)
+            found = [
+                self._result(each, run, str(part or identity))
+                for each in self.compiled
+                if self._ended(each, run)
+            ]
+            results += found
+            if part is not None and not run.stopped:
+                self._export(part, found)
+            if run.stopped or (self.failures and number < len(self.prepared)):
+                break
         return results
 
     def nothing_to_return(self) -> SqlError:
@@ -200,13 +209,12 @@ class SqlBatch:
 
     @property
     def failures(self) -> list[SqlError]:
-        """The statements of the last run that failed, each with its reason."""
-        if self.last_run is None:
-            return []
+        """The statements that failed when the batch ran, each with its reason."""
         return [
             SqlError("S500", f"statement {each.statement.number} failed: {outcome.error.message}")
             for each in self.compiled
-            for outcome in self.last_run.outcomes.get(each.name, ())
+            for run in self.runs
+            for outcome in run.outcomes.get(each.name, ())
             if outcome.error is not None
         ]
 
@@ -310,26 +318,41 @@ class SqlBatch:
             written=None if reads else count,
             errors=_failures_of(compiled, run, run_id),
             warnings=compiled.warnings,
-            count=count if reads else 0,
+            n_rows=count if reads else 0,
         )
 
     def _export(self, out: Path, results: Sequence[QueryResult]) -> None:
         import json
         from dataclasses import asdict
 
-        from runtime.atomic_file import write_atomically
+        from runtime.atomic_file import replaced_path, replaced_text
 
         folder = out / "results"
         folder.mkdir(exist_ok=True)
         for result in results:
             if result.written is None:
-                result.write(folder / f"{result.name}.parquet")
-        lines = [
-            json.dumps(asdict(failure), ensure_ascii=False) + "\n"
-            for result in results
-            for failure in result.errors
-        ]
-        write_atomically(out / "halo_errors.jsonl", "".join(lines).encode())
+                with replaced_path(folder / f"{result.name}.parquet") as aside:
+                    result.write(aside, "parquet")
+        with replaced_text(out / "halo_errors.jsonl") as file:
+            for result in results:
+                for failure in result.errors:
+                    file.write(json.dumps(asdict(failure), ensure_ascii=False) + "\n")
+
+
+def _parts(compiled: Sequence[Compiled]) -> list[list[Compiled]]:
+    """The statements that may run together: one that names a table which an earlier one writes
+    starts another part."""
+    parts: list[list[Compiled]] = []
+    written: set[str] = set()
+    for each in compiled:
+        text = each.statement.text.lower()
+        if not parts or any(name in text for name in written):
+            parts.append([])
+            written = set()
+        parts[-1].append(each)
+        if each.statement.target:
+            written.add(each.statement.target)
+    return parts
 
 
 def _is_explained(compiled: Compiled) -> bool:

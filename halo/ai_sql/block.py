@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from sqlglot import exp
 
@@ -51,8 +51,9 @@ def clauses(block: exp.Select) -> list[tuple[str, Any]]:
     are answered: joins, where, group, having, qualify, select, order."""
     found: list[tuple[str, Any]] = [("join", join) for join in block.args.get("joins") or ()]
     for name in ("where", "group", "having", "windows", "qualify"):
-        each = block.args.get(name)
-        found.extend((name, one) for one in (each if isinstance(each, list) else [each]) if one)
+        each: Any = block.args.get(name)
+        several: list[Any] = cast("list[Any]", each) if isinstance(each, list) else [each]
+        found.extend((name, one) for one in several if one)
     if distinct := block.args.get("distinct"):
         found.append(("select", distinct))
     found.extend(("select", each) for each in block.expressions)

@@ -88,6 +88,7 @@ class Call:
 
     Attributes:
         offset: of its name in the text of the batch.
+        joins: whether it stands in the condition of a join.
         filter, order: of an aggregate: FILTER (WHERE ...) and ORDER BY, as nodes.
     """
 
@@ -98,6 +99,7 @@ class Call:
     offset: int
     filter: Any = None
     order: Any = None
+    joins: bool = False
 
     @property
     def result_type(self) -> str:

@@ -12,13 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from halo.ai_sql import label_join
 from halo.ai_sql.calls import Call, CallSpec
 from halo.ai_sql.cascade import cascade_rows
 from halo.ai_sql.errors import SqlError
+from halo.ai_sql.host import ERROR, KEY, NUMBER, VALUE, Chain, Harvest
 from halo.ai_sql.lift import Lifter
 from halo.ai_sql.questions import answer_op, prompt_of
-from halo.ai_sql.split import ERROR, KEY, NUMBER, VALUE, Chain, Harvest, Splitter, tables_in
+from halo.ai_sql.split import Splitter
 from halo.ai_sql.statements import Statement
+from halo.ai_sql.trees import tables_in
 from halo.ai_sql.types import quoted
 from halo.ai_sql.workflows import inline
 from halo.flow import Flow, Traced
@@ -113,8 +116,8 @@ class Setting:
     tools: Mapping[str, ToolSpec] = field(default_factory=dict[str, ToolSpec])
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     aggregates: frozenset[str] = frozenset()
-    written: dict[str, Op] = field(default_factory=dict[str, Op])
-    """Tables that earlier statements write, and the operators that do."""
+    written: set[str] = field(default_factory=set[str])
+    """Tables that earlier statements write."""
 
 
 def compile_statement(statement: Statement, setting: Setting) -> Compiled:
@@ -164,17 +167,10 @@ class _Compiler:
         statement = self._statement
         reads = tables_in(text)
         inputs = tuple(self._tables[name] for name in reads)
-        after = tuple(
-            dict.fromkeys(
-                op
-                for name, op in self._setting.written.items()
-                if statement.kind != "select" or name in text.lower()
-            )
-        )
         if statement.kind == "select":
             return SqlRows(
                 inputs, text=text, columns=("rows",), tables=reads, into=statement.name,
-                after=after, label=statement.name,
+                label=statement.name,
             )  # fmt: skip
         whole = statement.tree.copy()
         inner = whole.this if statement.kind == "copy" else whole
@@ -184,10 +180,10 @@ class _Compiler:
             whole.set("expression", tree)
         op = SqlRows(
             inputs, text=whole.sql("duckdb"), columns=("rows",), tables=reads, read_only=False,
-            after=after, label=statement.name,
+            label=statement.name,
         )  # fmt: skip
         if statement.target:
-            self._setting.written[statement.target] = op
+            self._setting.written.add(statement.target)
             self._stub(statement.target, text)
         return op
 
@@ -242,19 +238,23 @@ class _Compiler:
         numbered = NUMBER in harvest.columns
         source: Relation = rows
         keys: list[Op] = [Column((rows,), name) for name in harvest.columns]
-        if spec.cascade is not None:
-            value, source, keys = cascade_rows(spec, rows, harvest.columns, self)
-        else:
-            value = self._value(spec, args)
         key_type = "VARCHAR[]" if spec.is_aggregate else "VARCHAR"
         types = [*(key_type for _ in keys), spec.type, "VARCHAR"]
         if numbered:
             types[len(keys) - 1] = "BIGINT"
-        if call.on_error == "fail":
-            outcome: tuple[Op, Op] = (value, Const.of(None))
+        outcome: tuple[Op, Op]
+        if call.joins and label_join.RULE in self.rules and label_join.applies(spec, call.on_error):
+            source, keys, *both = label_join.labelled_pairs(spec, rows, harvest.columns, self)
+            outcome = both[0], both[1]
         else:
+            if spec.cascade is not None:
+                value, source, keys = cascade_rows(spec, rows, harvest.columns, self)
+            else:
+                value = self._value(spec, args)
             detail = Recover((value,), detail=True)
             outcome = Field((detail,), "value"), Field((detail,), "error")
+            if call.on_error == "fail":
+                outcome = value, Const.of(None)
         answers = Collect(
             (source, *keys, *outcome), (*harvest.columns, VALUE, ERROR), tuple(types),
             label=spec.label,
@@ -280,13 +280,7 @@ class _Compiler:
 
     def _rows(self, harvest: Harvest) -> SqlRows:
         inputs = tuple(self._tables[name] for name in harvest.reads)
-        lower = harvest.text.lower()
-        after = tuple(
-            dict.fromkeys(op for name, op in self._setting.written.items() if name in lower)
-        )
-        return SqlRows(
-            inputs, text=harvest.text, columns=harvest.columns, tables=harvest.reads, after=after
-        )
+        return SqlRows(inputs, text=harvest.text, columns=harvest.columns, tables=harvest.reads)
 
     def use_tool(self, tool: ToolSpec) -> None:
         """The plan calls `tool`."""
@@ -310,7 +304,8 @@ class _Compiler:
             return self._workflow(spec, args)
         if spec.function in ("AI_EMBED", "AI_CHUNKS"):
             return self._tool(spec, args)
-        key = f"{spec.function}:{spec_digest(spec)}"
+        # A sampled call is shared within its statement and not beyond.
+        key = f"{self._statement.name}/{spec.function}:{spec_digest(spec)}"
         context = self._setting.context_tokens(model or spec.model)
         return answer_op(spec, args, model=model, key=key, context_tokens=context)
 

@@ -134,14 +134,13 @@ def _docx(resolved: Path, path: Path) -> str:
 
 def _decoded(resolved: Path, path: Path) -> str:
     data = resolved.read_bytes()
-    for encoding in (
-        ("utf-8-sig", "utf-16") if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8-sig",)
-    ):
-        try:
-            return data.decode(encoding)
-        except UnicodeDecodeError as error:
-            reason = error
-    raise _fault(path, f"{path} is not UTF-8 text: {reason.reason} at byte {reason.start}")
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise _fault(
+            path, f"{path} is not UTF-8 text: {error.reason} at byte {error.start}"
+        ) from None
 
 
 class _Text(html.parser.HTMLParser):

@@ -6,6 +6,8 @@ places where an AI function may not stand, S3xx files.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from costmodel.errors import HaloError
 
 
@@ -59,10 +61,10 @@ def caret(text: str, offset: int) -> str:
     return f"{head}{prefix}{line}\n{' ' * (len(head) + len(prefix) + at)}^"
 
 
-def nearest(name: str, names: object) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
     """ " Did you mean 'x'?" for the name most like `name`, or nothing."""
     import difflib
 
-    known = [str(each) for each in names] if isinstance(names, list | tuple | set | dict) else []
+    known = list(names)
     found = difflib.get_close_matches(name.lower(), [each.lower() for each in known], 1, 0.5)
     return f" Did you mean {found[0]!r}?" if found else ""

@@ -13,6 +13,7 @@ from sqlglot import exp
 from halo.ai_sql.calls import Call, CallSpec, OnError
 from halo.ai_sql.errors import SqlError, nearest
 from halo.ai_sql.functions import FOREIGN, FUNCTIONS, MASKED, Function
+from halo.ai_sql.literals import NO_LITERAL, literal, members, offset_of
 from halo.ai_sql.prompts import holes
 from halo.ai_sql.types import UnknownTypeError, is_type, schema_of
 
@@ -121,6 +122,12 @@ class Lifter:
                 raise self._error(
                     "S104", each, f"{function.name} has a positional argument after a named one"
                 )
+            elif isinstance(each, exp.Distinct):
+                raise self._error(
+                    "S205", each,
+                    f"{function.name}(DISTINCT ...) is not supported; select the distinct texts in "
+                    "a subquery",
+                )  # fmt: skip
             elif isinstance(each, exp.Order):
                 order = each
                 given.append(each.this)
@@ -168,7 +175,7 @@ class Lifter:
         """Flock's `f({'model_name': ...}, {'prompt': ..., 'context_columns': [{'data': x}]})`."""
         if len(given) != 2 or not all(isinstance(each, exp.Struct) for each in given):
             return given
-        model, prompt = (_members(each) for each in given)
+        model, prompt = (members(each) for each in given)
         if isinstance(name := model.get("model_name"), exp.Literal):
             options.setdefault("model", name)
         text = prompt.get("prompt")
@@ -178,7 +185,7 @@ class Lifter:
         values = list[Any]()
         template = str(text.this)
         for index, column in enumerate(columns.expressions if columns is not None else ()):
-            parts = _members(column)
+            parts = members(column)
             values.append(parts.get("data", column))
             name = parts.get("name")
             hole = f"{{{name.this}}}" if isinstance(name, exp.Literal) else ""
@@ -200,24 +207,10 @@ class Lifter:
         return SqlError(code, message, text=self.text, offset=offset_of(node))
 
 
-def offset_of(node: Any) -> int | None:
-    """Where a node starts in the masked text, which is where it starts in the text."""
-    starts = [each.meta["start"] for each in node.walk() if each.meta and "start" in each.meta]
-    return min(starts, default=None)
-
-
-def _members(struct: Any) -> dict[str, Any]:
-    return {
-        str(each.this.name if hasattr(each.this, "name") else each.this): each.expression
-        for each in struct.expressions
-        if isinstance(each, exp.PropertyEQ)
-    }
-
-
 def _struct_text(fields: Any) -> str:
     parts = [
         f'"{name}" {kind.this if isinstance(kind, exp.Literal) else kind.sql("duckdb")}'
-        for name, kind in (_members(fields) if isinstance(fields, exp.Struct) else {}).items()
+        for name, kind in (members(fields) if isinstance(fields, exp.Struct) else {}).items()
     ]
     return f"STRUCT({', '.join(parts)})"
 
@@ -298,7 +291,7 @@ class _Reader:
         if node is None:
             return self._lifter.defaults.get(name)
         value = literal(node)
-        if value is _NO_LITERAL:
+        if value is NO_LITERAL:
             raise self._error(
                 "S103", node,
                 f"{name!r} of {self._function.name} must be a literal: it is part of the plan",
@@ -373,11 +366,12 @@ class _Reader:
         return text
 
     def _examples(self) -> tuple[tuple[str, str], ...]:
-        value = self._option("examples") if "examples" in self._function.options else None
+        value: Any = self._option("examples") if "examples" in self._function.options else None
         if value is None:
             return ()
         pairs: list[tuple[str, str]] = []
-        for each in cast("list[Any]", value) if isinstance(value, list) else [value]:
+        given: list[Any] = cast("list[Any]", value) if isinstance(value, list) else [value]
+        for each in given:
             if isinstance(each, dict) and set(cast("dict[str, Any]", each)) >= {"input", "answer"}:
                 pairs.append((_as_text(each["input"]), _as_text(each["answer"])))
             elif isinstance(each, list) and len(cast("list[Any]", each)) == 2:
@@ -444,7 +438,9 @@ class _Reader:
             elif isinstance(each, dict) and isinstance(
                 cast("dict[str, Any]", each).get("label"), str
             ):
-                labels.append((each["label"], str(each.get("description") or "")))
+                labels.append(
+                    (each["label"], str(cast("dict[str, Any]", each).get("description") or ""))
+                )
             else:
                 raise self._error(
                     "S105", self._given[1],
@@ -518,13 +514,9 @@ class _Reader:
     def _aggregate(self, common: dict[str, Any], task: str) -> CallSpec:
         if common.get("per_row"):
             raise self._error("S103", self._options["sample"], "an aggregate has no rows to sample")
-        first = self._given[0]
-        if isinstance(first, exp.Distinct):
-            raise self._error(
-                "S205", first, "AI_AGG(DISTINCT ...) is not supported; use a subquery"
-            )
-        self._args = [first]
-        return CallSpec(**{**common, "function": "AI_AGG", "segments": (0,), "task": task})
+        self._args = [self._given[0]]
+        own: dict[str, Any] = {"function": "AI_AGG", "segments": (0,), "task": task}
+        return CallSpec(**{**common, **own})
 
     def _ai_run(self, common: dict[str, Any]) -> CallSpec:
         name = literal(self._given[0])
@@ -542,10 +534,14 @@ class _Reader:
         own = [n for n in self._options if n not in self._function.options]
         self._args = [*self._given[1:], *(self._options[n] for n in own)]
         segments = tuple(range(len(self._args)))
-        return CallSpec(
-            **{**common, "function": "AI_RUN", "segments": segments, "n_args": len(self._args),
-               "workflow": name, "names": tuple(own)}
-        )  # fmt: skip
+        own_values: dict[str, Any] = {
+            "function": "AI_RUN",
+            "segments": segments,
+            "n_args": len(self._args),
+            "workflow": name,
+            "names": tuple(own),
+        }
+        return CallSpec(**{**common, **own_values})
 
     def _ai_chunks(self, common: dict[str, Any]) -> CallSpec:
         tokens = self._number("tokens", 512, 1, 1e6)
@@ -622,43 +618,6 @@ class _Reader:
                 return index
         self._args.append(node)
         return len(self._args) - 1
-
-
-_NO_LITERAL = object()
-
-
-def literal(node: Any) -> Any:
-    """The Python value of a literal node; a marker for anything else."""
-    if isinstance(node, exp.Paren):
-        return literal(node.this)
-    if isinstance(node, exp.Literal):
-        if node.is_string:
-            return str(node.this)
-        text = str(node.this)
-        return int(text) if text.isdigit() else float(text)
-    if isinstance(node, exp.Boolean):
-        return bool(node.this)
-    if isinstance(node, exp.Null):
-        return None
-    if isinstance(node, exp.Neg):
-        value = literal(node.this)
-        return -value if isinstance(value, int | float) else _NO_LITERAL
-    if isinstance(node, exp.Array | exp.List):
-        values = [literal(each) for each in node.expressions]
-        return _NO_LITERAL if _NO_LITERAL in values else values
-    if isinstance(node, exp.Struct):
-        members = {name: literal(value) for name, value in _members(node).items()}
-        whole = len(members) == len(node.expressions) and _NO_LITERAL not in members.values()
-        return members if whole else _NO_LITERAL
-    if isinstance(node, exp.Anonymous) and str(node.this).upper() == "ARRAY":
-        values = [literal(each) for each in node.expressions]
-        return _NO_LITERAL if _NO_LITERAL in values else values
-    return _NO_LITERAL
-
-
-def is_literal(node: Any) -> bool:
-    """Whether a node is a literal value."""
-    return literal(node) is not _NO_LITERAL
 
 
 def _as_text(value: Any) -> str:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, overload
+from typing import IO, TYPE_CHECKING, Any, cast, overload
 
 from halo.ai_sql.access import OpenDatabase
 from halo.ai_sql.documents import sql_text
@@ -63,11 +63,11 @@ class QueryResult(Sequence[dict[str, Any]]):
     written: int | None = None
     errors: list[RowFailure] = field(default_factory=list[RowFailure])
     warnings: tuple[str, ...] = ()
-    count: int = 0
+    n_rows: int = 0
     batch: list[QueryResult] = field(default_factory=list["QueryResult"])
 
     def __len__(self) -> int:
-        return self.count
+        return self.n_rows
 
     @overload
     def __getitem__(self, index: int) -> dict[str, Any]: ...
@@ -75,12 +75,12 @@ class QueryResult(Sequence[dict[str, Any]]):
     def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
     def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
         if isinstance(index, slice):
-            start, stop, step = index.indices(self.count)
+            start, stop, step = index.indices(self.n_rows)
             rows = self._some(start, max(0, stop - start)) if step > 0 else list(self)[index]
             return rows[::step] if step > 0 else rows
-        position = index + self.count if index < 0 else index
-        if not 0 <= position < self.count:
-            raise IndexError(f"row {index} of {self.count}")
+        position = index + self.n_rows if index < 0 else index
+        if not 0 <= position < self.n_rows:
+            raise IndexError(f"row {index} of {self.n_rows}")
         return self._some(position, 1)[0]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -89,13 +89,13 @@ class QueryResult(Sequence[dict[str, Any]]):
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, QueryResult | list):
-            return list(self) == list[Any](other)
+            return list(self) == list(cast("list[Any]", other))
         return NotImplemented
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        what = f"{self.written} rows written" if self.written is not None else f"{self.count} rows"
+        what = f"{self.written} rows written" if self.written is not None else f"{self.n_rows} rows"
         return f"<halo.sql {self.name}: {what}, {len(self.errors)} errors>"
 
     def _repr_html_(self) -> str:
@@ -173,7 +173,7 @@ class QueryResult(Sequence[dict[str, Any]]):
             raise HaloError(f"no format {format!r}; the formats are: {', '.join(_COPY)}")
         if self.written is not None:
             raise HaloError(f"{self.name} has written its rows and has none to export")
-        path = Path(self.database.scratch.name) / f"{self.name}.{format}"
+        path = self.database.scratch / f"{self.name}.{format}"
         cursor = self.database.reading.cursor()
         try:
             cursor.execute(

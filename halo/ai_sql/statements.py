@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import sqlglot
 from sqlglot import exp
@@ -178,11 +178,16 @@ def _read(
     try:
         tree = sqlglot.parse_one(alone, read="duckdb")
     except SqlglotError as error:
-        found = error.errors[0] if getattr(error, "errors", None) else {}
+        found = cast("dict[str, Any]", next(iter(getattr(error, "errors", None) or ()), {}))
         reason = str(found.get("description") or error).rstrip(".")
         offset = _offset(text, found.get("line"), found.get("col"), start)
         raise SqlError("S001", f"{reason} ({_HINT})", text=text, offset=offset) from None
-    shared = {"number": number, "text": text[start:end], "offset": start, "explain": explain}
+    shared: dict[str, Any] = {
+        "number": number,
+        "text": text[start:end],
+        "offset": start,
+        "explain": explain,
+    }
     match tree:
         case exp.Query():
             return Statement(**shared, kind="select", tree=tree, query=tree)
@@ -230,7 +235,7 @@ def _bind(statements: Sequence[Statement], parameters: Mapping[str, Any], text: 
             name = node.name
             if not name or name.isdigit() or name not in parameters:
                 known = ", ".join(f"${each}" for each in parameters) or "none"
-                what = f"${name}" if name and not name.isdigit() else "a positional parameter"
+                what = f"${name}" if name.isidentifier() else "a positional parameter"
                 raise SqlError(
                     "S004",
                     f"statement {statement.number} names {what}; the parameters given are: {known}."
@@ -264,7 +269,9 @@ def parameter_node(name: str, value: Any) -> Any:
     if isinstance(value, datetime.date):
         return exp.cast(exp.Literal.string(value.isoformat()), "DATE")
     if isinstance(value, list | tuple):
-        return exp.Array(expressions=[parameter_node(name, each) for each in list[Any](value)])
+        return exp.Array(
+            expressions=[parameter_node(name, each) for each in cast("list[Any]", value)]
+        )
     raise SqlError(
         "S004", f"parameter {name!r} is a {type(value).__name__}; pass text, a number, a boolean, "
         "a date, null or a list of them",

@@ -16,7 +16,7 @@ is chosen.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 MAX_SCORE = 100
@@ -82,7 +82,8 @@ def _accept(
     for threshold in candidates:
         n = sum(count for score, (count, _) in sample.items() if score >= threshold)
         yes = sum(count for score, (_, count) in sample.items() if score >= threshold)
-        if n and lower_bound(yes, n, error) >= precision:
+        # The lower bound is at least `precision`, without solving for it.
+        if n and _tail(yes, n, precision) <= error:
             return threshold
     return ACCEPT_NONE
 
@@ -107,8 +108,9 @@ def _reject(
         yes_inside = sum(count for score, (_, count) in sample.items() if score < threshold)
         if not n_inside:
             continue
-        lost = upper_bound(yes_inside, n_inside, each) * inside
-        if lost <= (1.0 - recall) * all_yes:
+        # The share of yes below the threshold that may be lost; the upper bound is at most that.
+        share = min(1.0, (1.0 - recall) * all_yes / inside) if inside else 1.0
+        if yes_inside < n_inside and 1.0 - _tail(yes_inside + 1, n_inside, share) <= each:
             return threshold
     return REJECT_NONE
 
@@ -145,19 +147,20 @@ def _tail(successes: int, trials: int, p: float) -> float:
         return 0.0
     if p >= 1.0:
         return 1.0
-    log_p, log_q = math.log(p), math.log1p(-p)
-    terms = [
-        math.exp(
-            math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1)
-            + k * log_p + (trials - k) * log_q
-        )
-        for k in range(successes, trials + 1)
-    ]  # fmt: skip
-    return min(1.0, math.fsum(terms))
+    # From the first term on, each follows from the one before.
+    log_term = (
+        math.lgamma(trials + 1) - math.lgamma(successes + 1) - math.lgamma(trials - successes + 1)
+        + successes * math.log(p) + (trials - successes) * math.log1p(-p)
+    )  # fmt: skip
+    term, odds = math.exp(log_term), p / (1.0 - p)
+    total = 0.0
+    for k in range(successes, trials + 1):
+        total += term
+        term *= odds * (trials - k) / (k + 1)
+    return min(1.0, total)
 
 
-def _solve(function: object, target: float, *, rising: bool) -> float:
-    assert callable(function)
+def _solve(function: Callable[[float], float], target: float, *, rising: bool) -> float:
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2

@@ -56,8 +56,7 @@ def sql(
         from halo.cli.sql_shell import Shell
 
         return Shell(config, options).run()
-    if text is None:
-        text = sys.stdin.read()
+    text = sys.stdin.read() if text is None else text
     if format not in FORMATS:
         raise HaloError(f"no format {format!r}; the formats are: {', '.join(FORMATS)}")
     asked: dict[str, Any] = {
@@ -171,20 +170,23 @@ def say_end(batch: SqlBatch, results: Sequence[QueryResult]) -> None:
         print(f"... and {len(failures) - 5} more calls without an answer", file=sys.stderr)
     for error in batch.failures:
         print(f"error: {error}", file=sys.stderr)
-    run = batch.last_run
-    if run is None:
+    if not batch.runs:
         return
-    calls = run.summary()["calls"]
+    made, shared, replayed = (
+        sum(run.summary()["calls"][kind] for run in batch.runs)
+        for kind in ("made", "shared", "replayed")
+    )
+    elapsed_s = sum(run.elapsed_s for run in batch.runs)
     print(
-        f"{calls['made']} calls ({calls['shared']} shared, {calls['replayed']} replayed) in "
-        f"{run.elapsed_s:.1f} s",
+        f"{made} calls ({shared} shared, {replayed} replayed) in {elapsed_s:.1f} s",
         file=sys.stderr,
     )
-    if run.stopped:
-        print(f"stopped: {run.stopped}", file=sys.stderr)
-    if run.out:
-        verb = "halo resume" if run.stopped else "halo report"
-        print(f"run directory: {run.out}  ({verb} {run.out})", file=sys.stderr)
+    for run in batch.runs:
+        if run.stopped:
+            print(f"stopped: {run.stopped}", file=sys.stderr)
+        if run.out:
+            verb = "halo resume" if run.stopped else "halo report"
+            print(f"run directory: {run.out}  ({verb} {run.out})", file=sys.stderr)
 
 
 def exit_code(batch: SqlBatch, results: Sequence[QueryResult]) -> int:

@@ -78,7 +78,7 @@ class Embedder:
         if self._threads:
             settings["INFERENCE_NUM_THREADS"] = self._threads
         compiled = core.compile_model(str(folder / "model.onnx"), "CPU", settings)
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokenizer.enable_truncation(CONTEXT_TOKENS)
         tokenizer.enable_padding()
         self._request = compiled.create_infer_request()

@@ -1,0 +1,136 @@
+"""The five queries of the SQL benchmark in other systems, as a careful user would write them: plain
+conditions first, then the system's own filter and classification.
+
+Runs with the Python of an environment that has the system installed, as a file:
+`PYTHON sql_peers.py NAME URL ROWS.jsonl`. Imports nothing of Halo. Prints one JSON object: the
+seconds that the queries took and the rows that each returned.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+DELIVERY = "Does this review complain about delivery?"
+ANGRY = "Is the writer angry?"
+LABELS = ["delivery", "quality", "price", "service"]
+
+Rows = list[dict[str, Any]]
+
+
+def lotus(url: str, rows: Rows) -> list[int]:
+    """LOTUS 1.2: semantic operators on pandas data frames."""
+    import lotus as system
+    import pandas
+    from lotus.models import LM
+
+    model = LM(model="openai/gpt-4o-mini", api_base=url, api_key="x", max_batch_size=32)
+    system.settings.configure(lm=model)
+    df = pandas.DataFrame(rows)
+    low = df[df.stars <= 2]
+    first = low[low.lang == "en"].sem_filter(f"{DELIVERY} {{body}}")
+    labels = f"Give the label of {{body}}, one of {', '.join(LABELS)}"
+    second = df[df.stars == 1].sem_map(labels)
+    third = low.sem_filter(f"{DELIVERY} {{body}}").groupby("lang").size()
+    kept = low.sem_filter(f"{DELIVERY} {{body}}")
+    fourth = kept.sem_map(labels) if len(kept) else kept
+    fifth = df[df.stars <= 3].sem_filter(f"{ANGRY} {{body}}")
+    return [len(each) for each in (first, second, third, fourth, fifth)]
+
+
+def fenic(url: str, rows: Rows) -> list[int]:
+    """fenic 0.13: a DataFrame API with semantic expressions."""
+    _count_tokens_offline()
+    import fenic as fc
+
+    os.environ.setdefault("OPENAI_API_KEY", "x")
+    model = fc.OpenAILanguageModel(
+        model_name="gpt-4o-mini", rpm=99_999, tpm=99_999_999, base_url=url
+    )
+    session = fc.Session.get_or_create(
+        fc.SessionConfig(
+            app_name="reviews", semantic=fc.SemanticConfig(language_models={"m": model})
+        )
+    )
+    df = session.create_dataframe(rows)
+
+    def asks(question: str) -> Any:
+        return fc.semantic.predicate(f"{question} {{{{ body }}}}", body=fc.col("body"))
+
+    label = fc.semantic.classify(fc.col("body"), LABELS).alias("k")
+    low = df.filter(fc.col("stars") <= 2)
+    first = low.filter(fc.col("lang") == "en").filter(asks(DELIVERY)).to_pylist()
+    second = df.filter(fc.col("stars") == 1).select("id", label).to_pylist()
+    third = low.filter(asks(DELIVERY)).group_by("lang").agg(fc.count("*")).to_pylist()
+    fourth = low.filter(asks(DELIVERY)).select("id", label).to_pylist()
+    fifth = df.filter(fc.col("stars") <= 3).filter(asks(ANGRY)).to_pylist()
+    return [len(each) for each in (first, second, third, fourth, fifth)]
+
+
+def _count_tokens_offline() -> None:
+    """fenic counts tokens with a vocabulary that tiktoken downloads. Without a network a token is
+    estimated as four bytes, which its rate limits and estimates use and its requests do not."""
+    import tiktoken
+
+    class Estimate:
+        def encode(self, text: str, **_: Any) -> list[int]:
+            return [0] * (len(text.encode()) // 4 + 1)
+
+        def encode_ordinary(self, text: str) -> list[int]:
+            return self.encode(text)
+
+    def estimate(*_: Any) -> Estimate:
+        return Estimate()
+
+    try:
+        tiktoken.get_encoding("o200k_base")
+    except Exception:
+        tiktoken.get_encoding = estimate
+        tiktoken.encoding_for_model = estimate
+
+
+def daft(url: str, rows: Rows) -> list[int]:
+    """Daft 0.7: a DataFrame API with a prompt function."""
+    import daft as system
+    from daft.functions import format as text
+    from daft.functions import prompt
+
+    system.set_provider("openai", api_key="x", base_url=url)
+    df = system.from_pylist(rows)
+    body = system.col("body")
+
+    def ask(question: str) -> Any:
+        asked = text(f"{question} Answer yes or no. {{}}", body)
+        return prompt(asked, model="gpt-4o-mini", use_chat_completions=True)
+
+    def labelled() -> Any:
+        asked = text(f"Give one label of {', '.join(LABELS)}. {{}}", body)
+        return prompt(asked, model="gpt-4o-mini", use_chat_completions=True)
+
+    def kept(frame: Any, question: str) -> Any:
+        return frame.with_column("answer", ask(question)).where(system.col("answer") == "yes")
+
+    low = df.where(system.col("stars") <= 2)
+    first = kept(low.where(system.col("lang") == "en"), DELIVERY).to_pylist()
+    second = df.where(system.col("stars") == 1).with_column("k", labelled()).to_pylist()
+    third = kept(low, DELIVERY).groupby("lang").agg(system.col("id").count()).to_pylist()
+    fourth = kept(low, DELIVERY).with_column("k", labelled()).to_pylist()
+    fifth = kept(df.where(system.col("stars") <= 3), ANGRY).to_pylist()
+    return [len(each) for each in (first, second, third, fourth, fifth)]
+
+
+def main() -> None:
+    name, url, path = sys.argv[1:4]
+    lines = Path(path).read_text("utf-8").splitlines()
+    rows: Rows = [json.loads(line) for line in lines]
+    started = time.monotonic()
+    counts = {"lotus": lotus, "fenic": fenic, "daft": daft}[name](url, rows)
+    print(json.dumps({"elapsed_s": round(time.monotonic() - started, 2), "rows": counts}))
+
+
+if __name__ == "__main__":
+    main()
