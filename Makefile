@@ -7,7 +7,8 @@ MODEL ?=
 DEMO_OUT ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-torch demo test test-live check bench golden clean
+.PHONY: help setup setup-torch sglang-env demo test test-live check bench bench-engines \
+	bench-schedule golden clean
 
 help:
 	@echo "make demo [MODEL=smollm2-135m-instruct]   two workflows, one merged batch, real documents"
@@ -15,6 +16,8 @@ help:
 	@echo "make test-live                            tests with real models (downloads them)"
 	@echo "make check                                format, lint, types, import contracts"
 	@echo "make bench                                benchmarks, JSON out"
+	@echo "make bench-schedule                       the scheduler's figures and their page (an hour)"
+	@echo "make bench-engines                        the torch engine beside other engines"
 	@echo "make golden                               rewrite golden files"
 
 $(VENV)/.installed: pyproject.toml
@@ -30,6 +33,18 @@ $(VENV)/.installed-torch: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[torch]' --group reference
 	@touch $@
 
+# SGLang in an environment of its own, for its CPU server: it pins torch and much else.
+SGLANG_VENV ?= .venv-sglang
+SGLANG_BIN := $(SGLANG_VENV)/bin
+$(SGLANG_VENV)/.installed: tests/runtime/backends/sglang_requirements.txt
+	$(PYTHON) -m venv $(SGLANG_VENV)
+	$(SGLANG_BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(SGLANG_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps sglang==0.5.17 torchvision==0.28.0
+	$(SGLANG_BIN)/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+sglang-env: $(SGLANG_VENV)/.installed
+
 setup: $(VENV)/.installed
 
 setup-torch: $(VENV)/.installed-torch
@@ -40,8 +55,9 @@ demo: setup
 test: setup-torch
 	$(BIN)/python -m pytest -q
 
-test-live: setup-torch
-	$(BIN)/python -m pytest -q -m live
+test-live: setup-torch sglang-env
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group live
+	HALO_SGLANG_PYTHON=$(abspath $(SGLANG_BIN))/python $(BIN)/python -m pytest -q -m live
 
 check: setup-torch
 	$(BIN)/ruff format --check .
@@ -52,6 +68,18 @@ check: setup-torch
 
 bench: setup
 	$(BIN)/halo-bench overhead merge planner
+
+bench-schedule: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[oracle]'
+	for name in simulator schedule-planning schedule-anytime schedule-shapes schedule-gap; do \
+		$(BIN)/python -m workloads.schedule_bench $$name --out docs/benchmarks/scheduler-$${name#schedule-}.json > /dev/null || exit 1; \
+	done
+	$(BIN)/python -m workloads.schedule_report docs/benchmarks/scheduler-*.json -o docs/benchmarks/scheduler.md
+
+# The torch engine beside OpenVINO and transformers; PYTHONS names environments with other engines,
+# such as PYTHONS="--python vllm=/opt/vllm/bin/python".
+bench-engines: setup-torch
+	$(BIN)/python -m workloads.torch_bench $(PYTHONS)
 
 golden: setup
 	$(BIN)/python -m pytest -q --golden

@@ -123,5 +123,6 @@ class ShareBelief:
         z2 = Z_95 * Z_95
         center = (p + z2 / (2 * n)) / (1 + z2 / n)
         half = Z_95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-        low, high = max(0.0, center - half), min(1.0, center + half)
+        # The ends hold what was seen; rounding must not say otherwise.
+        low, high = min(p, max(0.0, center - half)), max(p, min(1.0, center + half))
         return Interval(min(low, self.expected), self.expected, max(high, self.expected))

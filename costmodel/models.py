@@ -339,7 +339,7 @@ def load_model(name: str | Path) -> ModelProfile:
         'llama-3.1-8b'
     """
     path = Path(name)
-    if path.suffix == ".json" or path.is_dir():
+    if path.suffix == ".json" or (path / "config.json").is_file():
         from costmodel.model_config import model_from_config
 
         return model_from_config(path)

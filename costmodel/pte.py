@@ -165,6 +165,8 @@ class Turn:
             a sub-agent): nothing can have been kept for it.
         tool_tokens: tokens of tool answers within the context.
         new_tool_tokens: those of them that are new in this turn.
+        dropped_tokens: decoded tokens that are in no later context (thinking that the server
+            drops, an answer that was refused): no cache can keep them for the next call.
     """
 
     context_tokens: int
@@ -173,6 +175,7 @@ class Turn:
     new_segment: bool = False
     tool_tokens: int = 0
     new_tool_tokens: int = 0
+    dropped_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +261,7 @@ def price(rates: PteRates, turns: Iterable[Turn]) -> list[TurnCost]:
                 kept_tokens=kept,
             )
         )
-        before = context + decoded
+        before = context + decoded - turn.dropped_tokens
     return costs
 
 
@@ -382,7 +385,8 @@ def ideal_turns(turns: Iterable[Turn]) -> list[Turn]:
                 turn.new_segment,
                 turn.tool_tokens,
                 turn.new_tool_tokens,
+                turn.dropped_tokens,
             )
         )
-        before = turn.context_tokens + turn.decode_tokens
+        before = turn.context_tokens + turn.decode_tokens - turn.dropped_tokens
     return changed

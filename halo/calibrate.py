@@ -22,6 +22,8 @@ Announce = Callable[[str], None]
 
 HELD_OUT_BATCHES = 60
 WORDS_SEED = 20_231
+TEMPLATE_END_TOKENS = 6
+"""About what a chat template puts between the user's text and the answer."""
 _CONSONANTS, _VOWELS = "bcdfghjklmnprstvz", "aeiou"
 
 
@@ -71,20 +73,25 @@ class Measurer:
         answers = await self._batch([(text, c.answer_tokens) for text, c in prompts])
         seconds = self._clock.now_s() - start
         calls = tuple(
-            self._call(answer, None if c.prefix is None else prefixes[c.prefix])
-            for answer, (_, c) in zip(answers, prompts, strict=True)
+            self._call(answer, text, "" if c.prefix is None else prefixes[c.prefix])
+            for answer, (text, c) in zip(answers, prompts, strict=True)
         )
         return Sample(batch.name, calls, seconds, batch.held_out)
 
-    def _call(self, answer: Completion, prefix: str | None) -> Call:
+    def _call(self, answer: Completion, text: str, prefix: str) -> Call:
+        """What a call turned out to be. Where the engine does not say what hit, whole blocks of
+        the chat template's beginning and of the prefix are taken to have."""
         usage = answer.usage
         cached = usage.cached_tokens
         if cached is None:
             cached = 0
             capabilities = self._backend.capabilities
-            if prefix is not None and capabilities.prefix_cache:
+            if capabilities.prefix_cache:
+                template = usage.input_tokens - self._backend.count_tokens(text)
+                beginning = max(0, template - TEMPLATE_END_TOKENS)
+                held = beginning + self._backend.count_tokens(prefix)
                 block = capabilities.prefix_block_tokens
-                cached = self._backend.count_tokens(prefix) // block * block
+                cached = held // block * block
         most = max(0, usage.input_tokens - 1)
         return Call(usage.input_tokens, usage.output_tokens, min(cached, most))
 
@@ -175,7 +182,7 @@ async def measure(
         model=model,
         device=device,
         samples=tuple(samples),
-        facts={"seed": seed, "wall_s": clock.now_s() - started},
+        facts={"seed": seed, "spent_s": clock.now_s() - started},
     )
 
 

@@ -45,6 +45,9 @@ class Config(BaseModel):
         description="several engines for one batch, such as sglang=http://a:30000; empty: engine",
     )
     scheduler: str = Field(default="auto", description="how rows are split over several workers")
+    objective: str = Field(
+        default="makespan", description="what the schedule minimises; see docs/scheduling.md"
+    )
     planning_s: float = Field(default=1.0, gt=0, description="seconds that scheduling may take")
     model: str = Field(default="", description="default model; empty chooses by memory")
     seed: int = Field(default=0, description="seed of sampled calls and of the simulated engine")

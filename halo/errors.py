@@ -4,7 +4,8 @@ HaloError
 ├── WorkflowError            a workflow is wrong: DSL, YAML (file, line, field), missing column
 ├── SqlError                 a SQL statement is wrong or failed (.code, .line, .column)
 │   └── SqlRefusedError      it asks for what policy refuses: a file, a kind of statement
-├── InputError               rows cannot be read (file, line)
+├── InputError               rows or traces cannot be read (file, line)
+│   └── TraceFormatError     a file is in no known trace format (.tried: what, and why not)
 ├── PlanError                a plan cannot mean anything: cycle, duplicate name, bad bound
 ├── InvariantError           a defect in Halo: a plan broke a promise, naming the stage
 ├── ProfileError             a hardware, model or link profile is wrong
@@ -60,6 +61,21 @@ class InputError(HaloError):
     """Rows cannot be read: the file, the line, and what was expected."""
 
 
+class TraceFormatError(InputError):
+    """A file is in no trace format that Halo reads.
+
+    Attributes:
+        tried: (format, first mismatch) of every reader.
+    """
+
+    def __init__(self, path: str, tried: list[tuple[str, str]]) -> None:
+        self.tried = tried
+        lines = "\n".join(f"  {name}: {mismatch}" for name, mismatch in tried)
+        super().__init__(
+            f"{path}: no reader knows this format; tried, with the first mismatch:\n{lines}"
+        )
+
+
 __all__ = [
     "BackendError",
     "BudgetError",
@@ -83,6 +99,7 @@ __all__ = [
     "SqlRefusedError",
     "ToolError",
     "ToolTimeoutError",
+    "TraceFormatError",
     "ValueTypeError",
     "WorkflowError",
 ]

@@ -50,6 +50,7 @@ class Call:
     end_s: float
     model_time_s: float
     prefill_s: float | None = None
+    retractions: int = 0
     device_share_s: float = 0.0
     neighbours_s: float = 0.0  # call seconds of the engine during this call, its own included
 
@@ -178,6 +179,7 @@ def _level(pool: str, raw: dict[str, Any]) -> Level:
             meta = call["meta"]
             latency = float(meta.get("e2e_latency") or (call["done_s"] - call["sent_s"]))
             queued = float(meta.get("queue_time") or 0.0)
+            queued = queued if 0 <= queued < latency else 0.0
             context = int(meta.get("prompt_tokens") or call["context_tokens"])
             calls.append(
                 Call(
@@ -187,6 +189,7 @@ def _level(pool: str, raw: dict[str, Any]) -> Level:
                     float(call["done_s"]),
                     max(1e-6, latency - queued),
                     _prefill_s(meta, latency),
+                    int(meta.get("num_retractions") or 0),
                 )
             )
         if calls:
@@ -265,6 +268,8 @@ def _describe(level: Level) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "cached_share": sum(call.cached for call in calls) / prompt if prompt else 0.0,
         "output_tokens": sum(call.decoded for call in calls),
+        "retractions": sum(call.retractions for call in calls),
+        "calls_with_prefill_time": sum(call.prefill_s is not None for call in calls),
         "model_time_s": sum(call.model_time_s for call in calls),
         "device_time_s": sum(call.device_share_s for call in calls),
     }
@@ -406,13 +411,15 @@ def render_evaluation(found: dict[str, Any]) -> str:
     lines = [
         f"{found['conversations']} conversations, {found['calls']} calls on {found['device']}.",
         "",
-        "| pool | concurrency | in the engine, mean | conversations | calls | cached | device s |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| pool | concurrency | in the engine, mean | conversations | calls | cached | retracted | "
+        "prefill timed | device s |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for level in found["levels"]:
         lines.append(
             f"| {level['pool']} | {level['concurrency']} | {level['mean_running']:.1f} | "
             f"{level['conversations']} | {level['calls']} | {level['cached_share']:.0%} | "
+            f"{level['retractions']} | {level['calls_with_prefill_time']} | "
             f"{level['device_time_s']:.1f} |"
         )
     for unit in ("trajectory", "call"):

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from costmodel.errors import ProfileError
-from costmodel.pte import PteTotals
+from costmodel.pte import PteTotals, Turn, price
 from costmodel.pte_exact import ExactTerms
 from costmodel.pte_profiles import Pricing
+from costmodel.tokens import tokens_of_bytes
 from halo.trace_report.analyze import rates_document
 from halo.trace_report.rates_book import RatesBook
 from halo.trace_report.text import number, plain
-from halo.trace_report.view import View
-from halo.traces.counting import fill_tokens
-from halo.traces.halo_run import NAME
+from halo.traces.halo_run import operator_labels, ordered_calls, segment_of
 from halo.traces.json_shapes import as_dict
-from halo.traces.read import Piece, read_piece
-from halo.traces.record import Problems
 from runtime.journal_reader import reading
 
 _WORST = 5
+_FIELDS = (
+    "query, row_key, kind, name, op, path, turn, length(value), input_tokens, output_tokens, "
+    "cached_tokens"
+)
 
 
 def pte_of_run(
@@ -42,21 +45,25 @@ def pte_of_run(
         book.check()
     except ProfileError as error:
         return {"unavailable": str(error)}
+    labels = operator_labels(path)
     totals = PteTotals()
     operators: dict[str, PteTotals] = {}
     models: set[str] = set()
     worst: list[tuple[float, str, int]] = []
     known = 0
-    for trace in read_piece(Piece(path, NAME), Problems()):
-        fill_tokens(trace)
-        models.add(trace.model)
-        view = View(trace, book.rates(trace.model))
-        for turn, priced, cost in zip(trace.turns, view.turns, view.costs, strict=True):
-            totals.add(cost)
-            operators.setdefault(turn.thread, PteTotals()).add(cost)
-            known += priced.cached_tokens is not None
-        item = (view.totals.value, trace.id, len(view.turns))
-        (heapq.heappush if len(worst) < _WORST else heapq.heappushpop)(worst, item)
+    with contextlib.closing(ordered_calls(path / "events.sqlite", _FIELDS)) as rows:
+        for (query, row_key), calls in groupby(rows, key=lambda row: (row[0], row[1])):
+            ops, names, turns = _turns(calls)
+            if not turns:
+                continue
+            models.update(names)
+            costs = price(book.rates(names[0]), turns)
+            for op, turn, cost in zip(ops, turns, costs, strict=True):
+                totals.add(cost)
+                operators.setdefault(labels.get(op) or op[:8], PteTotals()).add(cost)
+                known += turn.cached_tokens is not None
+            item = (sum(cost.value for cost in costs), f"{query} {row_key}", len(turns))
+            (heapq.heappush if len(worst) < _WORST else heapq.heappushpop)(worst, item)
     config = as_dict(manifest.get("config"))
     return {
         "mode": "exact",
@@ -88,6 +95,39 @@ def pte_of_run(
     }
 
 
+def _turns(calls: Iterable[tuple[Any, ...]]) -> tuple[list[str], list[str], list[Turn]]:
+    """Operators, models and turns of one row's calls. Tool answers are estimated by their size."""
+    ops: list[str] = []
+    names: list[str] = []
+    turns: list[Turn] = []
+    segment = ""
+    tool_tokens = pending = 0
+    for _, _, kind, name, op, path, turn, size, prompt, completion, cached in calls:
+        if kind != "model":
+            pending += tokens_of_bytes(size)
+            continue
+        here = segment_of(op, path)
+        fresh = bool(turns) and (here != segment or turn == 0)
+        if fresh:
+            tool_tokens = 0
+        segment = here
+        tool_tokens += pending
+        ops.append(op)
+        names.append(name)
+        turns.append(
+            Turn(
+                prompt,
+                completion,
+                None if cached is None else min(cached, prompt),
+                fresh,
+                min(prompt, tool_tokens),
+                min(prompt, pending),
+            )
+        )
+        pending = 0
+    return ops, names, turns
+
+
 def mean_in_flight(journal: Path) -> float | None:
     """Model calls under way at once, on average while any process had one; None without calls."""
     with reading(journal) as connection:
@@ -107,9 +147,9 @@ def render_pte(found: Mapping[str, Any]) -> str:
         return f"PTE\n  not priced: {plain(found['unavailable'], 300)}"
     label = ", of simulated token counts" if found["simulated"] else ""
     lines = [f"PTE, prefill token equivalents{label}"]
-    for price in found["prices"]:
+    for rates in found["prices"]:
         lines.append(
-            f"  priced as {plain(price['model'], 48)} on {plain(price['hardware'], 32)}, "
+            f"  priced as {plain(rates['model'], 48)} on {plain(rates['hardware'], 32)}, "
             f"{found['mean_calls_in_flight']:.1f} calls in flight"
         )
     for name, instead in found["stand_ins"].items():

@@ -23,9 +23,19 @@ from costmodel.simulator import (
     even_groups,
     simulate,
 )
+from costmodel.simulator.pools import (
+    PoolCosts,
+    PoolPlacement,
+    PromptLengths,
+    best_placement,
+    capacity,
+    goes_remote,
+    pool_run,
+)
 from costmodel.simulator.profiles import engine_from_profiles, worker_from_profiles
 from planner.schedule.auto import METHODS, schedule
 from planner.schedule.baselines import BASELINES, with_co_residency
+from planner.schedule.layouts import choose_layout
 from planner.schedule.objective import Objective
 from planner.schedule.oracle import OracleResult, solve_exactly
 from planner.schedule.problem import Problem
@@ -44,7 +54,10 @@ __all__ = [
     "Objective",
     "Operation",
     "OracleResult",
+    "PoolCosts",
+    "PoolPlacement",
     "Problem",
+    "PromptLengths",
     "PromptPart",
     "Schedule",
     "Simulation",
@@ -54,8 +67,13 @@ __all__ = [
     "ToolWork",
     "WorkerSpec",
     "Workload",
+    "best_placement",
+    "capacity",
+    "choose_layout",
     "engine_from_profiles",
     "even_groups",
+    "goes_remote",
+    "pool_run",
     "schedule",
     "simulate",
     "solve_exactly",

@@ -39,12 +39,12 @@ from runtime.backends.create import EngineOptions, create_backend, default_model
 from runtime.clock import new_event_loop, wall_s
 from runtime.errors import BackendError
 from runtime.executor import Progress
-from runtime.placement import Replan
 from runtime.run import CacheSetting, Finished, RunHandle, RunInputs
 from runtime.sql_session import SqlSession
 from runtime.tools import ToolSpec
 
 if TYPE_CHECKING:
+    from planner.schedule.adapt import Replanner
     from planner.schedule.assign import ScheduledPlan
 
 Batch: TypeAlias = "Sequence[tuple[Flow, Any]]"
@@ -168,7 +168,7 @@ class Session:
         if not self.config.prefix_order:
             in_order = {name: tuple(range(len(order))) for name, order in plan.row_order.items()}
             plan = replace(plan, row_order=in_order)
-        scheduled = self._schedule(plan, stats, workers)
+        scheduled = self._schedule(plan, stats, workers, tools)
         if scheduled is not None:
             plan = scheduled.physical
         bound = tuple(q.traced.plan for q in queries)
@@ -197,13 +197,18 @@ class Session:
         return self._lessons
 
     def _schedule(
-        self, plan: PhysicalPlan, stats: PlanStats, workers: Mapping[str, Sequence[Worker]]
+        self,
+        plan: PhysicalPlan,
+        stats: PlanStats,
+        workers: Mapping[str, Sequence[Worker]],
+        tools: Mapping[str, ToolSpec],
     ) -> ScheduledPlan | None:
         """The rows split over workers, where a model has several; None where it has not."""
         if not any(len(those) > 1 for those in workers.values()):
             return None
         from halo.profiles import calibrated_timers
         from planner.schedule.assign import schedule_plan
+        from planner.schedule.objective import Goal, Objective
 
         each = [worker for those in workers.values() for worker in those]
         return schedule_plan(
@@ -216,7 +221,9 @@ class Session:
             budget_s=self.config.planning_s,
             seed=self.config.seed,
             max_steps=PLANNING_STEPS,
+            objective=Objective(cast("Goal", self.config.objective)),
             timers=calibrated_timers(each, self.config.models_dir),
+            tool_limits={name: spec.max_concurrency for name, spec in tools.items()},
         )
 
     def learn(self, prepared: Prepared, n_rows: int, announce: Announce | None = None) -> Prepared:
@@ -294,6 +301,19 @@ class Session:
             f"no stage {stage!r}; the stages are: bound, merged, optimized, physical"
         )
 
+    def explain_prefixes(self, prepared: Prepared, capacity_tokens: int) -> str:
+        """The static prefixes of a batch, and what a KV cache of `capacity_tokens` would hit."""
+        from planner.explain_prefixes import prefix_report
+
+        blocks = [worker.prefix_block_tokens for worker in prepared.plan.workers]
+        return prefix_report(
+            prepared.plan.logical,
+            prepared.rewritten.context,
+            prepared.plan.row_order,
+            capacity_tokens=capacity_tokens,
+            block_tokens=max(16, *blocks) if blocks else 16,
+        )
+
     # --- running ---------------------------------------------------------------------------------
 
     def run(
@@ -352,11 +372,13 @@ class Session:
             resume=resume,
             sql=sql,
             manifest={"config": self._manifest_config(), **(asked or {})},
-            replan=self._replanner(prepared),
+            replan=(replan := self._replanner(prepared)),
         )
         handle = RunHandle(inputs)
         say = announce or logging.getLogger("halo").info
         finished = self._wait(self._run(handle, prepared, say), handle, on_progress)
+        for note in replan.notes if replan is not None else ():
+            say(note)
         return RunResult(
             outcomes=finished.outcomes,
             plan=prepared.plan,
@@ -418,7 +440,7 @@ class Session:
         announce(given_up)
         return plan
 
-    def _replanner(self, prepared: Prepared) -> Replan | None:
+    def _replanner(self, prepared: Prepared) -> Replanner | None:
         if prepared.scheduled is None:
             return None
         from planner.schedule.adapt import Replanner

@@ -76,6 +76,9 @@ def _operator(view: View, node: Node, inside: tuple[int, str] | None) -> dict[st
     if worker is not None:
         entry["worker"] = worker.name
     if view.physical is not None:
+        shares = view.physical.rows_by_worker(op)
+        if shares:
+            entry["rows_by_worker"] = shares
         entry["priority"] = view.physical.priority.get(op.fingerprint)
     return entry
 

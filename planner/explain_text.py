@@ -286,6 +286,10 @@ def _numbers(view: View, node: Node) -> Iterator[str]:
     if view.physical is not None and isinstance(node.op, CALLS):
         worker = view.worker(node.op)
         where = f"on {shown_name(worker.name)}  " if worker else ""
+        shares = view.physical.rows_by_worker(node.op)
+        if shares:
+            split = ", ".join(f"{shown_name(name)} {n} rows" for name, n in shares.items())
+            where = f"on {split}  "
         yield f"{where}priority {view.physical.priority.get(node.op.fingerprint, 0)}"
 
 

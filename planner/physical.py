@@ -6,7 +6,7 @@ runs first among the ready, and the row order decides which rows start first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -81,6 +81,13 @@ class PhysicalPlan:
         """The worker of a model operator; None for other operators."""
         name = self.placements.get(op.fingerprint)
         return next((w for w in self.workers if w.name == name), None)
+
+    def rows_by_worker(self, op: Op) -> dict[str, int]:
+        """Rows of an operator by worker name, when they are split; else empty."""
+        rows: dict[str, int] = {}
+        for name, n in self.shares.get(op.fingerprint, ()):
+            rows[name] = rows.get(name, 0) + n
+        return rows
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads. Input order is written as the number of rows."""
@@ -168,6 +175,21 @@ def place(logical: LogicalPlan, stats: PlanStats, workers: Mapping[str, Worker])
         },
         rows_in_flight=_rows_in_flight(used.values()),
     )
+
+
+def worker_at(runs: Sequence[tuple[str, int]], position: int) -> str:
+    """The worker of the row that starts as number `position`, by an operator's shares.
+
+    Example:
+        >>> worker_at((("a", 2), ("b", 1)), 1), worker_at((("a", 2), ("b", 1)), 9)
+        ('a', 'b')
+    """
+    reached = 0
+    for name, rows in runs:
+        reached += rows
+        if position < reached:
+            return name
+    return runs[-1][0]
 
 
 def is_input_order(order: tuple[int, ...]) -> bool:

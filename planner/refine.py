@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from costmodel.feedback import LengthBelief
+from costmodel.feedback import LengthBelief, ShareBelief
 from costmodel.usage import OpMetrics
-from planner.stats import OpStats, PlanStats, Provenance
+from planner.stats import OpStats, PlanStats, Provenance, RelationStats
 
 
 def refined(stats: PlanStats, metrics: Mapping[str, OpMetrics], share_done: float) -> PlanStats:
     """`stats` updated by what operators did in the first `share_done` of the rows.
 
-    Answer lengths, prompt lengths and numbers of calls that were not exact move towards what was
-    seen: an assumption counts as four calls (`LengthBelief`). What is exact stays. Metrics of a run
-    that is under way count calls of rows that have not ended, so that numbers of calls are a little
-    high early on.
+    Answer lengths, prompt lengths, numbers of calls and pass rates of filters that were not exact
+    move towards what was seen: an assumption counts as four calls or rows (`costmodel.feedback`).
+    What is exact stays. Metrics of a run that is under way count calls of rows that have not ended,
+    so that numbers of calls are a little high early on.
     """
     if not 0 < share_done <= 1:
         return stats
@@ -24,7 +24,30 @@ def refined(stats: PlanStats, metrics: Mapping[str, OpMetrics], share_done: floa
         fingerprint: _refined(known, metrics.get(fingerprint), share_done)
         for fingerprint, known in stats.ops.items()
     }
-    return replace(stats, ops=ops)
+    relations = {
+        fingerprint: _passing(known, metrics.get(fingerprint))
+        for fingerprint, known in stats.relations.items()
+    }
+    return replace(stats, ops=ops, relations=relations)
+
+
+def _passing(known: RelationStats, seen: OpMetrics | None) -> RelationStats:
+    """A filter's pass rate moved towards what it has let through, and its rows with it."""
+    if known.pass_rate is None or seen is None or not seen.requested:
+        return known
+    belief = ShareBelief(known.pass_rate)
+    belief.observe_counts(min(seen.kept, seen.requested), seen.requested)
+    interval = belief.interval()
+    scale = interval.mid / known.pass_rate if known.pass_rate else 1.0
+    return replace(
+        known,
+        rows=known.rows * scale,
+        rows_from="sampled",
+        pass_rate=interval.mid,
+        pass_low=interval.low,
+        pass_high=interval.high,
+        pass_from="sampled",
+    )
 
 
 def _refined(known: OpStats, seen: OpMetrics | None, share_done: float) -> OpStats:

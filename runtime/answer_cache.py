@@ -19,7 +19,7 @@ from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from costmodel.usage import OpMetrics, Usage
+from costmodel.usage import OpMetrics
 from runtime.errors import CacheError
 from runtime.records import CallRecord, Outcome, Store
 

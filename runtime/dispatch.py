@@ -177,7 +177,7 @@ class Dispatcher:
             raise DrainingError(f"{reason}; this call had not started and was left for resume")
 
     async def _ask(self, lane: Lane, ticket: Ticket, request: Request) -> _Answer:
-        on_prefilled = partial(lane.prefilled, ticket) if lane.tracks_prefixes else None
+        on_prefilled = partial(lane.prefilled, ticket) if lane.awaits_prefill(ticket) else None
         attempt = 1
         while True:
             start_s = self._clock.now_s()

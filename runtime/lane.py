@@ -72,10 +72,17 @@ class Lane:
         """Whether it matters to this lane when a prompt is prefilled."""
         return self._priming is not None
 
+    def awaits_prefill(self, ticket: Ticket) -> bool:
+        """Whether others may be held until the prompt of `ticket` is prefilled: to be told of it
+        costs a streamed answer."""
+        if self._priming is None or ticket.prefill is None:
+            return False
+        return not self._hold or self._priming.may_hold(ticket.prefill)
+
     @property
     def free(self) -> int:
         """Slots that nobody has."""
-        return max(0, self.engine.in_flight_limit - self._taken)
+        return max(0, max(1, self.engine.in_flight_limit) - self._taken)
 
     @property
     def priming_stats(self) -> PrimingStats:

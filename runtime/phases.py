@@ -1,4 +1,5 @@
-"""Tools and models by turns: what a runtime without overlap does. For measuring what overlap gives."""
+"""Tools and models by turns: what a runtime without overlap does. For measuring what overlap
+gives."""
 
 from __future__ import annotations
 

@@ -62,7 +62,6 @@ class Placement:
     def __init__(self, plan: PhysicalPlan, load: Callable[[str], Load] | None = None) -> None:
         self._load = load
         self._open = plan.workers
-        self.stolen = 0
         self._take(plan)
 
     def update(self, plan: PhysicalPlan) -> None:
@@ -109,7 +108,6 @@ class Placement:
             if other != name:
                 load = self._load(other)
                 if load.free > 0 and not load.waiting:
-                    self.stolen += 1
                     return other
         return name
 

@@ -95,6 +95,11 @@ class Priming:
                 self._pending.setdefault(block, prefill)
         return prefill
 
+    def may_hold(self, prefill: Prefill) -> bool:
+        """Whether a prompt has enough that is not cached yet for others to wait for it."""
+        cached = prefill.reused_chars // BLOCK_CHARS
+        return len(prefill.chain) - cached >= self._worth_blocks
+
     def end(self, prefill: Prefill, *, cached: bool) -> bool:
         """The prompt is in the engine's cache (`cached`), or will not be. False when it had ended
         before."""

@@ -1,8 +1,9 @@
 """Warm-up: compute the instructions that all rows share, before the rows need them.
 
-A prompt's leading literals are the same for every row. Priming computes such a prefix with the first
-row that gets there and holds the others meanwhile; warming computes it at the start of the run, when
-most engines have nothing better to do, and nobody waits.
+A prompt's leading literals are the same for every row. Priming computes such a prefix with the
+first
+row that gets there and holds the others meanwhile; warming computes it at the start of the run,
+when most engines have nothing better to do, and nobody waits.
 """
 
 from __future__ import annotations

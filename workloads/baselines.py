@@ -51,7 +51,8 @@ async def langgraph_batch(
 async def operator_by_operator(
     client: DirectClient, graph: Graph, rows: Rows, on_row: OnRow
 ) -> list[str]:
-    """(c): level by level over all rows; operators that do not depend on each other run together."""
+    """(c): level by level over all rows; operators that do not depend on each other run
+    together."""
     first = len(graph.columns)
     tables: list[list[Any]] = [
         [row[name] for name in graph.columns] + [None] * len(graph.nodes) for row in rows

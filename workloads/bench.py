@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import halo
+from workloads.client_bench import client
 from workloads.planner_bench import planner
 from workloads.pte_bench import pte
 
@@ -71,7 +72,27 @@ def merging(rows: int = 30) -> dict[str, Any]:
     return {"rows": rows, "engine_requests": requests}
 
 
+def _scheduler(name: str) -> Callable[[], dict[str, Any]]:
+    def run() -> dict[str, Any]:
+        from workloads.schedule_bench import BENCHMARKS as scheduling
+
+        return scheduling[name]()
+
+    return run
+
+
 BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
+    **{
+        name: _scheduler(name)
+        for name in (
+            "simulator",
+            "schedule-shapes",
+            "schedule-planning",
+            "schedule-anytime",
+            "schedule-gap",
+        )
+    },
+    "client": client,
     "overhead": overhead,
     "merge": merging,
     "pte": pte,

@@ -12,7 +12,8 @@ WORKLOADS: tuple[Workload, ...] = (
 
 
 def named(names: str) -> list[Workload]:
-    """The workloads in a comma-separated list; all of them for an empty one. Raises `ValueError`."""
+    """The workloads in a comma-separated list; all of them for an empty one. Raises
+    `ValueError`."""
     known = {workload.name: workload for workload in WORKLOADS}
     wanted = [name for name in names.split(",") if name]
     unknown = [name for name in wanted if name not in known]

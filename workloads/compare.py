@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import http.client
 import json
 import threading
 import time
@@ -21,11 +22,16 @@ from typing import Any
 
 import halo
 from workloads.baselines import BASELINES
+from workloads.catalogue import named
 from workloads.direct import DirectClient, Endpoints
+from workloads.gpu.models import write_model
 from workloads.graph import Workload
+from workloads.stub_server import StubServer
 from workloads.tables import write_tables
 
-SAMPLE_S = 0.05
+SAMPLE_S = 0.1
+"""The sampling thread shares the interpreter with what is measured: it looks seldom, over a
+connection that stays open."""
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "halo": {},
@@ -83,8 +89,8 @@ def run_one(
 
 
 def run_merged(
-    bench: Bench, workloads: Sequence[Workload], rows: Sequence[Sequence[dict[str, str]]], seed: int,
-    *, merge: bool,
+    bench: Bench, workloads: Sequence[Workload], rows: Sequence[Sequence[dict[str, str]]], seed:
+    int, *, merge: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Several workloads over the same database as one batch, or one batch after the other."""
     endpoints = bench.endpoints(workloads[0])
@@ -185,6 +191,18 @@ async def _run_baseline(
     }
 
 
+def rehearse(api_url: str, folder: Path) -> None:
+    """Load what the systems import when they first run, by a run of each against a server that
+    computes nothing: no makespan is to contain that."""
+    tokenizer = str(write_model("tiny", folder))
+    workload = named("w1")[0]
+    with StubServer("8b", tokenizer) as big, StubServer("1b", tokenizer) as small:
+        servers = {"8b": big.url, "1b": small.url}
+        bench = Bench(servers, {name: name for name in servers}, api_url, folder)
+        for system in ("halo", "async", "langgraph"):
+            run_one(bench, system, workload, workload.rows(2, 0), 0)
+
+
 def digest(answers: Sequence[Any]) -> str:
     """One short name for a list of answers: equal lists have equal names."""
     return hashlib.sha256(json.dumps(answers).encode()).hexdigest()[:16]
@@ -227,18 +245,23 @@ class ServerWatch:
         self._thread.join()
 
     def _sample(self) -> None:
+        connections = {
+            url: http.client.HTTPConnection(url.removeprefix("http://"), timeout=5)
+            for url in self._servers
+        }
         while not self._stop.wait(SAMPLE_S):
-            for url in self._servers:
+            for url, connection in connections.items():
                 try:
-                    with urllib.request.urlopen(
-                        f"{url}/v1/loads?include=core", timeout=5
-                    ) as answer:
-                        load = json.load(answer)["loads"][0]
-                except (OSError, ValueError):
+                    connection.request("GET", "/v1/loads?include=core")
+                    load = json.load(connection.getresponse())["loads"][0]
+                except (OSError, ValueError, http.client.HTTPException):
+                    connection.close()
                     continue
                 self._samples[url].append(
                     (load["num_running_reqs"], load["num_waiting_reqs"], load["token_usage"])
                 )
+        for connection in connections.values():
+            connection.close()
 
     def summary(self) -> dict[str, Any]:
         """By server: share of samples in which nothing ran, means, and the largest queue."""

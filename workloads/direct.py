@@ -47,13 +47,17 @@ class Endpoints:
 class DirectClient:
     """Calls models and tools. Equal tool calls are made once, as a user's cache would.
 
-    `share_tools` switches the cache off.
+    `share_tools` switches the cache off; `full_length` decodes `max_tokens` tokens of every answer,
+    whatever the model says.
     """
 
-    def __init__(self, endpoints: Endpoints, *, share_tools: bool = True) -> None:
+    def __init__(
+        self, endpoints: Endpoints, *, share_tools: bool = True, full_length: bool = True
+    ) -> None:
         self.counters = Counters()
         self._endpoints = endpoints
         self._share_tools = share_tools
+        self._full_length = full_length
         self._session: aiohttp.ClientSession | None = None
         self._threads = ThreadPoolExecutor(SQL_THREADS)
         self._database: Any = None
@@ -96,7 +100,7 @@ class DirectClient:
             "sampling_params": {
                 "max_new_tokens": node.max_tokens,
                 "temperature": 0.0,
-                "ignore_eos": True,
+                "ignore_eos": self._full_length,
             },
         }
         url = f"{self._endpoints.servers[node.model]}/generate"

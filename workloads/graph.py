@@ -1,9 +1,9 @@
-"""One definition of a workload for everybody: as a Halo workflow, and as the graph of calls that the
-baselines run. Both render the same prompts, because both come from the same function.
+"""One definition of a workload for everybody: as a Halo workflow, and as the graph of calls that
+the baselines run. Both render the same prompts, because both come from the same function.
 
 A workload's function takes `Ops` and one value for each column, and calls `ops.llm`, `ops.sql`,
-`ops.http` and `ops.function`. With `HaloOps` the values are Halo's lazy values; with `Recorder` they
-are references of the graph.
+`ops.http` and `ops.function`. With `HaloOps` the values are Halo's lazy values; with `Recorder`
+they are references of the graph.
 """
 
 from __future__ import annotations
@@ -149,9 +149,7 @@ class HaloOps(Ops):
         self, model: str, prompt: str, *, system: str = "", max_tokens: int = 32, name: str = ""
     ) -> Any:
         lm = halo.Model(self._models.get(model, model))
-        return lm.gen(
-            prompt, system=system or None, max_tokens=max_tokens, name=name or "gen"
-        )
+        return lm.gen(prompt, system=system or None, max_tokens=max_tokens, name=name or "gen")
 
     def sql(self, text: str, **params: Any) -> Any:
         return sql(text, **params)

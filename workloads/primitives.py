@@ -17,8 +17,9 @@ ROLES = (
     *("a statistician",),
 )
 EXPERT_SYSTEM = (
-    "You take part in a panel of experts on questions about financial reports. Read the context with "
-    "care, quote numbers exactly and say which sentence they come from. Answer in your role only."
+    "You take part in a panel of experts on questions about financial reports. Read the context "
+    "with care, quote numbers exactly and say which sentence they come from. Answer in your role "
+    "only."
 )
 
 

@@ -24,8 +24,8 @@ def _text(key: str, n: int) -> str:
 
 IMDB = f"""
 CREATE TABLE title_basics AS SELECT 'tt' || lpad(i::VARCHAR, 7, '0') AS tconst,
-  {_text("'t' || i", 3)} AS primary_title, 1950 + CAST(hash('y' || i) % 75 AS INTEGER) AS start_year,
-  {_word("'g' || i")} AS genres FROM range(8000) r(i);
+  {_text("'t' || i", 3)} AS primary_title, 1950 + CAST(hash('y' || i) % 75 AS INTEGER) AS
+  start_year, {_word("'g' || i")} AS genres FROM range(8000) r(i);
 CREATE TABLE title_ratings AS SELECT tconst, round(1 + hash('r' || tconst) % 90 / 10.0, 1)
   AS average_rating, CAST(hash('v' || tconst) % 100000 AS INTEGER) AS num_votes FROM title_basics;
 CREATE TABLE title_akas AS SELECT tconst AS title_id, {_text("'a' || tconst || k", 3)} AS title,
@@ -34,7 +34,8 @@ CREATE TABLE title_akas AS SELECT tconst AS title_id, {_text("'a' || tconst || k
 CREATE TABLE title_crew AS SELECT tconst, 'nm' || lpad(CAST(hash('d' || tconst) % 6000 AS VARCHAR),
   7, '0') AS directors FROM title_basics;
 CREATE TABLE name_basics AS SELECT 'nm' || lpad(i::VARCHAR, 7, '0') AS nconst,
-  {_text("'n' || i", 2)} AS primary_name, 1900 + CAST(hash('b' || i) % 105 AS INTEGER) AS birth_year,
+  {_text("'n' || i", 2)} AS primary_name, 1900 + CAST(hash('b' || i) % 105 AS INTEGER) AS
+  birth_year,
   (['actor', 'director', 'writer', 'producer', 'editor'])[1 + CAST(hash('p' || i) % 5 AS INTEGER)]
   AS primary_profession FROM range(6000) r(i);
 """

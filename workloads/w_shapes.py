@@ -326,7 +326,8 @@ def tpch_fanout(ops: Ops, uq: Any) -> Any:
 # --- rows ----------------------------------------------------------------------------------------
 
 DISTINCT_SHARE = 0.75
-"""Questions are drawn from a pool of this share of the rows' number, the popular ones more often."""
+"""Questions are drawn from a pool of this share of the rows' number, the popular ones more
+often."""
 
 
 def movie_questions(count: int, seed: int) -> list[dict[str, str]]:

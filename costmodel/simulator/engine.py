@@ -10,21 +10,17 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from random import Random
+from typing import NamedTuple
 
 from costmodel.errors import SimulationError
 from costmodel.simulator.assignment import Assignment
 from costmodel.simulator.compiled import CompiledWorkload
-from costmodel.simulator.flow import Flow
 from costmodel.simulator.machine import Machine
-from costmodel.simulator.prefixes import Prefixes
-from costmodel.simulator.result import Simulation, Span, WorkerUse
-from costmodel.simulator.setup import set_up_workers
+from costmodel.simulator.residency import Residency
+from costmodel.simulator.result import Simulation, Span
 from costmodel.simulator.state import (
-    ABSENT,
     DECODE,
     IDLE,
-    LOADING,
     PREFILL,
     RESIDENT,
     EngineState,
@@ -34,6 +30,14 @@ from costmodel.simulator.workload import ModelWork, ToolWork, Workload
 
 LONGEST_PREFIX_WINDOW = 128
 """Longest-prefix-first looks at this many waiting items, as SGLang does before it falls back."""
+
+
+class _ToolEnd(NamedTuple):
+    """Calls of a tool that end together."""
+
+    lane: int
+    item: int
+    calls: int
 
 
 class Simulator:
@@ -65,48 +69,18 @@ class Simulator:
         """Simulate. Raises `SimulationError` when the assignment cannot run: an item without a
         worker, a model that its worker cannot hold, a call larger than the KV cache, an order that
         waits for itself."""
-        return _Run(self, assignment, timeline).run()
+        return _Run(
+            self.compiled,
+            self.machine,
+            assignment,
+            chunks_per_event=self.chunks_per_event,
+            seed=self.seed,
+            timeline=timeline,
+        ).run()
 
 
-class _Run:
+class _Run(Residency):
     """One simulated run."""
-
-    def __init__(self, simulator: Simulator, assignment: Assignment, timeline: bool) -> None:
-        self.compiled = compiled = simulator.compiled
-        self.workload = simulator.workload
-        self.machine = simulator.machine
-        self.plan = assignment
-        self.chunks = simulator.chunks_per_event
-        self.random = Random(simulator.seed)
-        self.G = compiled.n_groups
-        n = compiled.n_items
-        if len(assignment.worker) != n or len(assignment.priority) != n:
-            raise SimulationError(
-                f"the assignment has {len(assignment.worker)} workers and "
-                f"{len(assignment.priority)} priorities for {n} items"
-            )
-        self.flow = Flow(compiled, assignment, self._enqueue)
-        if assignment.stage is not None and assignment.groups_in_flight is not None:
-            raise SimulationError(
-                "barriers wait for all groups, so all must be let in: give either stage or "
-                "groups_in_flight"
-            )
-        self.ready, self.admitted = self.flow.ready, self.flow.admitted
-        self.events: list[tuple[float, int, int, object, int]] = []
-        self.seq = 0
-        self.n_events = 0
-        self.now = 0.0
-        self.spans: list[Span] | None = [] if timeline else None
-        self.workers = set_up_workers(self.workload, self.machine, assignment)
-        link = self.machine.link if assignment.migrate else None
-        self.prefixes = Prefixes(compiled, self.workers, link)
-        self.lane_free = [lane.limit for lane in self.machine.lanes]
-        self.lane_queue: list[list[tuple[float, int]]] = [[] for _ in self.machine.lanes]
-        self.lane_busy = [0.0 for _ in self.machine.lanes]
-        self.dirty: dict[int, WorkerState] = {}
-        self.computed = self.hit = self.host = self.moved = self.output = self.prompt = 0.0
-        self.n_calls = 0
-        self.strict = assignment.order == "strict"
 
     # --- the loop --------------------------------------------------------------------------------
 
@@ -137,8 +111,8 @@ class _Run:
                         self._engine_event(engine)
                 elif kind == 2:
                     self.n_events += 1
-                    assert isinstance(what, tuple)
-                    self._tool_end(*what)
+                    assert isinstance(what, _ToolEnd)
+                    self._tool_end(what.lane, what.item, what.calls)
                 elif kind == 3:
                     engine = what
                     assert isinstance(engine, EngineState)
@@ -154,10 +128,6 @@ class _Run:
         if any(self.flow.group_left):
             self._stuck()
         return self._result()
-
-    def _push(self, at: float, kind: int, what: object, version: int) -> None:
-        self.seq += 1
-        heapq.heappush(self.events, (at, self.seq, kind, what, version))
 
     def _flush(self) -> None:
         while self.dirty:
@@ -224,7 +194,7 @@ class _Run:
                         count,
                     )
                 )
-            self._push(self.now + latency, 2, (lane, item, count), 0)
+            self._push(self.now + latency, 2, _ToolEnd(lane, item, count), 0)
 
     def _tool_end(self, lane: int, item: int, count: int) -> None:
         self.lane_free[lane] += count
@@ -263,24 +233,6 @@ class _Run:
             self._steal(worker)
         self._load_models(worker)
 
-    def _wants_other_model(self, worker: WorkerState) -> bool:
-        """With priority switching: whether the first ready item needs a model that is absent and
-        that does not fit beside the resident ones."""
-        if self.plan.switching != "priority" or worker.shared or len(worker.engines) < 2:
-            return False
-        best: tuple[float, int] | None = None
-        wanted: EngineState | None = None
-        for engine in worker.engines.values():
-            self._clean(engine)
-            if engine.queue and (best is None or engine.queue[0] < best):
-                best, wanted = engine.queue[0], engine
-        return wanted is not None and wanted.state == ABSENT
-
-    def _clean(self, engine: EngineState) -> None:
-        queue = engine.queue
-        while queue and self.ready[queue[0][1]] <= self.admitted[queue[0][1]]:
-            heapq.heappop(queue)
-
     def _share(self, worker: WorkerState) -> None:
         """The number of models that run side by side has changed: so has everyone's speed."""
         active = worker.active
@@ -292,70 +244,6 @@ class _Run:
                 engine.rate = rate
                 engine.version += 1
                 self._push(self.now + max(0.0, engine.work_s) / rate, 1, engine, engine.version)
-
-    def _load_models(self, worker: WorkerState) -> None:
-        """Begin to load a model when one is wanted and may take the place."""
-        if worker.loading or all(e.state == RESIDENT for e in worker.engines.values()):
-            return
-        wanted: EngineState | None = None
-        best: tuple[float, int] | None = None
-        for engine in worker.engines.values():
-            if engine.state == ABSENT:
-                self._clean(engine)
-                if engine.queue and (best is None or engine.queue[0] < best):
-                    best, wanted = engine.queue[0], engine
-        if (wanted is None and self.plan.preload and not worker.active) or (
-            wanted is not None and self.strict and not worker.shared
-        ):
-            wanted = self._next_model(worker)
-        if wanted is None or wanted.state != ABSENT:
-            return
-        resident = [e for e in worker.engines.values() if e.state == RESIDENT]
-        if not worker.shared:
-            if worker.active or any(e.finish for e in resident):
-                return
-            hold = self._wants_other_model(worker)
-            if not hold and not self.strict:
-                for engine in resident:
-                    self._clean(engine)
-                    if engine.queue:
-                        return
-        seconds = wanted.spec.wake_s if wanted.was_loaded else wanted.spec.load_s
-        if not worker.shared:
-            for engine in resident:
-                seconds += engine.spec.sleep_s
-                engine.state = ABSENT
-                worker.evicted += engine.cache.evicted_tokens
-                engine.cache.evicted_tokens = 0.0
-                engine.cache.clear()
-        wanted.state = LOADING
-        wanted.was_loaded = True
-        worker.loading += 1
-        worker.loads += 1
-        worker.load_s += seconds
-        if self.spans is not None:
-            self.spans.append(
-                Span(worker.spec.name, "load", wanted.model, -1, self.now, self.now + seconds)
-            )
-        self._push(self.now + seconds, 3, wanted, 0)
-
-    def _next_item(self, worker: WorkerState) -> int:
-        """The first item of the worker's order that has calls to admit; -1 when none is left."""
-        order, calls = worker.order, self.compiled.calls
-        while worker.order_at < len(order):
-            item = order[worker.order_at]
-            if self.admitted[item] < calls[item]:
-                return item
-            worker.order_at += 1
-        return -1
-
-    def _next_model(self, worker: WorkerState) -> EngineState | None:
-        item = self._next_item(worker)
-        if item < 0:
-            return None
-        work = self.workload.operations[item // self.G].work
-        assert isinstance(work, ModelWork)
-        return worker.engines[work.model]
 
     def _steal(self, worker: WorkerState) -> None:
         """An idle worker takes calls that wait elsewhere, when computing what is cached there costs
@@ -670,61 +558,6 @@ class _Run:
             heapq.heapify(engine.queue)
             heapq.heappush(engine.queue, (float("-inf"), best))
         return best
-
-    # --- the end ---------------------------------------------------------------------------------
-
-    def _stuck(self) -> None:
-        names = [op.name for op in self.workload.operations]
-        calls = self.compiled.calls
-        waiting = [
-            f"{names[item // self.G]}/{item % self.G}"
-            for item in range(self.compiled.n_items)
-            if self.admitted[item] < calls[item]
-        ]
-        shown = ", ".join(waiting[:5])
-        raise SimulationError(
-            f"{len(waiting)} items can never start ({shown}): the order of the workers waits for "
-            "itself, or a call never fits; use a soft order"
-        )
-
-    def _result(self) -> Simulation:
-        makespan = max(self.flow.group_end_s, default=0.0)
-        uses: list[WorkerUse] = []
-        energy = 0.0
-        money = 0.0
-        for worker in self.workers:
-            evicted = worker.evicted + sum(
-                engine.cache.evicted_tokens for engine in worker.engines.values()
-            )
-            spec = worker.spec
-            busy = worker.busy_s
-            energy += busy * spec.power_w + max(0.0, makespan - busy) * spec.idle_power_w
-            if worker.calls or worker.loads:
-                money += makespan / 3600 * spec.price_per_h
-            uses.append(
-                WorkerUse(
-                    spec.name, busy, worker.load_s, worker.calls, worker.prompt, worker.hit,
-                    worker.output, evicted, worker.loads,
-                )
-            )  # fmt: skip
-        return Simulation(
-            makespan_s=makespan,
-            group_end_s=tuple(self.flow.group_end_s),
-            prompt_tokens=self.prompt,
-            computed_tokens=self.computed,
-            hit_tokens=self.hit,
-            host_tokens=self.host,
-            moved_tokens=self.moved,
-            output_tokens=self.output,
-            calls=self.n_calls,
-            workers=tuple(uses),
-            lane_busy_s=tuple(self.lane_busy),
-            switches=sum(worker.loads for worker in self.workers),
-            events=self.n_events,
-            energy_j=energy,
-            money=money,
-            timeline=tuple(self.spans or ()),
-        )
 
 
 def simulate(

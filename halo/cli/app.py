@@ -29,7 +29,7 @@ Input = Annotated[
     str, typer.Option("--input", "-i", metavar="ROWS", help=".jsonl .json .csv .parquet or a glob")
 ]
 Model = Annotated[str | None, typer.Option(help="default model")]
-Engine = Annotated[str | None, typer.Option(help="local or simulated")]
+Engine = Annotated[str | None, typer.Option(help="local, torch, simulated or sglang=URL")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="halo.toml")]
 Seed = Annotated[int | None, typer.Option(help="seed of sampled calls")]
 Db = Annotated[Path | None, typer.Option(help="DuckDB database of SQL steps")]
@@ -86,7 +86,9 @@ def run(
     db: Db = None,
     max_in_flight: Annotated[int | None, typer.Option(help="calls in an engine at once")] = None,
     tenant: Annotated[str | None, typer.Option(help="share no answers beyond this tenant")] = None,
-    exact: Annotated[bool | None, typer.Option("--exact", help="local engine in float32")] = None,
+    exact: Annotated[
+        bool | None, typer.Option("--exact", help="local and torch engines: float32")
+    ] = None,
     prime: Annotated[
         bool | None, typer.Option(help="send one call of a shared prefix first")
     ] = None,
@@ -178,6 +180,9 @@ def explain(
     on: On = None,
     learn: Learn = None,
     sample: Sample = 0,
+    kv_tokens: Annotated[
+        int | None, typer.Option(min=0, help="also what a prefix cache of this size would hit")
+    ] = None,
     json: Json = False,
 ) -> int:
     """Print the plan with its estimates; --analyze DIR puts what happened beside them."""
@@ -185,7 +190,7 @@ def explain(
 
     return verb.explain(
         flows or [], input, analyze=analyze, stage=stage, format="json" if json else format,
-        verbose=verbose, config_file=config, sample=sample,
+        verbose=verbose, config_file=config, sample=sample, kv_tokens=kv_tokens,
         flags=settings(model=model, engine=engine, db=db, off=off, on=on, learn=learn),
     )  # fmt: skip
 
@@ -290,6 +295,13 @@ def calibrate(
     ] = None,
     budget_s: Annotated[float, typer.Option(min=5, help="seconds to measure at most")] = 170.0,
     held_out: Annotated[int, typer.Option(min=10, help="mixed batches to judge by")] = 60,
+    processor_time: Annotated[
+        bool,
+        typer.Option(
+            "--processor-time",
+            help="count the engine's processor seconds: one thread on a machine that is not quiet",
+        ),
+    ] = False,
     config: ConfigFile = None,
     seed: Seed = None,
     threads: Annotated[int | None, typer.Option(min=1, help="threads of the engine")] = None,
@@ -300,7 +312,7 @@ def calibrate(
 
     return verb.calibrate(
         samples_file=samples, save_samples=save_samples, out=out, hardware=hardware, shape=shape,
-        budget_s=budget_s, held_out=held_out, config_file=config,
+        budget_s=budget_s, held_out=held_out, processor_time=processor_time, config_file=config,
         flags=settings(engine=engine, model=model, seed=seed, threads=threads), json_out=json,
     )  # fmt: skip
 

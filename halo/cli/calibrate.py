@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from costmodel.profile_writer import write_hardware
 from costmodel.samples import SampleSet, read_samples
 from halo.calibrate import measure
 from halo.config import Config, load_config
-from halo.errors import CalibrationError, ProfileError
+from halo.errors import CalibrationError, ConfigError, ProfileError
+from halo.processor_clock import ProcessorClock
 from halo.profiles import DEFAULT_HARDWARE, calibrated_path, model_shape
 from halo.session import engine_options
 from runtime.backends.create import create_backend, default_model
@@ -31,6 +33,7 @@ def calibrate(
     shape: str | None,
     budget_s: float,
     held_out: int,
+    processor_time: bool,
     config_file: Path | None,
     flags: dict[str, Any],
     json_out: bool,
@@ -40,7 +43,7 @@ def calibrate(
     if samples_file is not None:
         samples = read_samples(samples_file)
     else:
-        samples = _measured(config, hardware, budget_s, held_out)
+        samples = _measured(config, hardware, budget_s, held_out, processor_time=processor_time)
     if save_samples is not None:
         save_samples.parent.mkdir(parents=True, exist_ok=True)
         save_samples.write_text(json.dumps(samples.to_json()) + "\n", "utf-8")
@@ -59,7 +62,8 @@ def calibrate(
     except CalibrationError as error:
         refused = error
     if refused is None:
-        source = f"halo calibrate: {samples.engine}, {samples.model}; {result.summary()}"
+        time = samples.facts.get("time", "wall-clock seconds")
+        source = f"halo calibrate: {samples.engine}, {samples.model}, {time}; {result.summary()}"
         write_hardware(result.profile(), target, source)
     if json_out:
         print(json.dumps(_document(samples, result, None if refused else target), indent=2))
@@ -73,15 +77,24 @@ def calibrate(
     return 0
 
 
-def _measured(config: Config, hardware: str | None, budget_s: float, held_out: int) -> SampleSet:
+def _measured(
+    config: Config,
+    hardware: str | None,
+    budget_s: float,
+    held_out: int,
+    *,
+    processor_time: bool,
+) -> SampleSet:
+    if processor_time and (config.engine not in ("local", "torch") or config.threads != 1):
+        raise ConfigError("--processor-time needs an engine of this machine and --threads 1")
     name = _default_model(config)
     device = hardware or DEFAULT_HARDWARE.get(config.engine.split("=")[0], "")
 
     async def run() -> SampleSet:
-        clock = LoopClock()
+        clock = ProcessorClock() if processor_time else LoopClock()
         backend = await create_backend(config.engine, name, clock, engine_options(config))
         try:
-            return await measure(
+            found = await measure(
                 backend,
                 clock,
                 name,
@@ -92,6 +105,8 @@ def _measured(config: Config, hardware: str | None, budget_s: float, held_out: i
                 seed=config.seed,
                 announce=lambda line: print(line, file=sys.stderr),
             )
+            time = "processor seconds" if processor_time else "wall-clock seconds"
+            return replace(found, facts={**found.facts, "time": time})
         finally:
             await backend.close()
 

@@ -13,6 +13,7 @@ import halo
 from halo._siblings import SIBLINGS, hidden_siblings
 from halo.config import Config, load_config
 from halo.errors import HaloError
+from runtime.models.choice import choose_default
 from runtime.models.store import ModelStore
 
 DISTRIBUTION = "halo-flow"
@@ -26,6 +27,8 @@ def doctor(config_file: Path | None, *, json_out: bool) -> int:
     except HaloError as error:
         config, origins = Config(), {}
         problems.append(str(error))
+    store = ModelStore(config.models_dir)
+    default_model, warning = choose_default()
     findings: dict[str, Any] = {
         "halo": halo.__version__,
         "python": platform.python_version(),
@@ -39,7 +42,9 @@ def doctor(config_file: Path | None, *, json_out: bool) -> int:
             if importlib.util.find_spec("openvino_genai")
             else "not installed: pip install 'halo-flow[local]'",
         },
-        "models": {m.name: m.present for m in ModelStore(config.models_dir).list()},
+        "models": {m.name: m.present for m in store.list()},
+        "models_dir": str(store.models_dir),
+        "default_model": {"name": default_model, "warning": warning},
         "problems": problems,
     }
     print(json.dumps(findings) if json_out else _text(findings))
@@ -68,10 +73,12 @@ def _text(findings: dict[str, Any]) -> str:
     lines = [f"halo {findings['halo']}, Python {findings['python']}", "", "settings"]
     lines += [f"  {k:14} {v['value']!s:24} {v['from']}" for k, v in findings["settings"].items()]
     lines += ["", "engines", *(f"  {k:14} {v}" for k, v in findings["engines"].items())]
-    lines += ["", "models"]
+    lines += ["", f"models in {findings['models_dir']}"]
     lines += [
         f"  {k:32} {'present' if v else 'not fetched'}" for k, v in findings["models"].items()
     ]
+    chosen = findings["default_model"]
+    lines += [f"  without --model: {chosen['name']}", *filter(None, [chosen["warning"]])]
     lines += ["", "problems" if findings["problems"] else "no problems found"]
     lines += [f"  {problem}" for problem in findings["problems"]]
     return "\n".join(lines)

@@ -85,9 +85,9 @@ def _launcher(python: str | None, *, cpu: bool) -> list[str]:
         raise ConfigError(f"cannot run {chosen}: {error}") from error
     if found.returncode:
         raise ConfigError(
-            f"{chosen} has no SGLang. It wants an environment of its own, because it pins torch and "
-            "much else: python3 -m venv ~/sglang && ~/sglang/bin/pip install sglang==0.5.17, then "
-            f"pass --python ~/sglang or set {PYTHON_VARIABLE}"
+            f"{chosen} has no SGLang. It wants an environment of its own, because it pins torch "
+            "and much else: python3 -m venv ~/sglang && ~/sglang/bin/pip install sglang==0.5.17, "
+            f"then pass --python ~/sglang or set {PYTHON_VARIABLE}"
         )
     if cpu:
         import runtime.backends

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from costmodel.interval import Interval
+from costmodel.tokens import estimate_tokens
 from halo.cli.run import prepare
 from halo.config import Config, load_config
 from halo.errors import WorkflowError
@@ -15,8 +16,11 @@ from halo.estimate import Estimate, estimate_batch
 from halo.profiles import engine_profile
 from halo.progress import Reporter
 from halo.session import Prepared, Session
+from planner.estimator import Estimator
+from planner.learnt import Learnt
 from planner.logical import Effect
 from planner.refine import refined
+from planner.row_profile import RowProfile
 from planner.stats import PlanStats
 
 
@@ -67,9 +71,13 @@ def _learned(session: Session, prepared: Prepared, n_rows: int) -> PlanStats:
     with Reporter(sys.stderr) as reporter:
         some = session.sampled(prepared, n_rows)
         result = session.run_prepared(some, on_progress=reporter.show, announce=reporter.say)
+    logical = prepared.plan.logical
+    learnt = Learnt.from_runs([(some.plan.logical, result.metrics)], "sampled")
+    profile = RowProfile(prepared.rows_by_source, estimate_tokens)
+    stats = Estimator(logical, profile, estimate_tokens, learnt).run()
     total = sum(prepared.stats.rows.values())
     share = sum(some.stats.rows.values()) / total if total else 0.0
-    return refined(prepared.stats, result.metrics, share)
+    return refined(stats, result.metrics, share)
 
 
 def text(found: Estimate, config: Config) -> str:

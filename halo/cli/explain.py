@@ -23,6 +23,7 @@ def explain(
     config_file: Path | None,
     flags: dict[str, Any],
     sample: int = 0,
+    kv_tokens: int | None = None,
 ) -> int:
     """Print the plan; returns the exit code."""
     if analyze is not None:
@@ -36,4 +37,6 @@ def explain(
         if sample:
             prepared = session.learn(prepared, sample)
         print(session.explain_prepared(prepared, stage=stage, format=format, verbose=verbose))
+        if kv_tokens is not None:
+            print(session.explain_prefixes(prepared, kv_tokens))
     return 0

@@ -20,9 +20,9 @@ def list_models(*, json_out: bool) -> int:
         print(json.dumps([asdict(model) for model in models], default=str))
         return 0
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("model", "size", "present", "licence", "note")
+    table = Table(Column("model", no_wrap=True), "size", "present", "licence", "note", box=None)
     for model in models:
         size = f"{model.size_bytes / 1e6:,.0f} MB"
         table.add_row(model.name, size, "yes" if model.present else "", model.licence, model.note)

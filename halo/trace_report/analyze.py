@@ -35,7 +35,11 @@ class Analyzer:
     def view(self, trace: Trace) -> View:
         """A trace with its tokens filled in and its prices."""
         fill_tokens(trace, self.counter)
-        return View(trace, self.book.rates(trace.model))
+        rates = self.book.rates(trace.model)
+        for model in {turn.model for turn in trace.turns} - {"", trace.model}:
+            if self.book.rates(model).model != rates.model:
+                trace.note(f"calls of {cut(model, 80)} are priced as {rates.model}, like the trace")
+        return View(trace, rates)
 
     def analyze(self, trace: Trace) -> Analysis:
         """A trace's analysis."""

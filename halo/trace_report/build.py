@@ -6,6 +6,7 @@ import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from costmodel.pte import Mode
 from costmodel.pte_exact import ExactTerms
 from costmodel.pte_profiles import PeakKind, Pricing
-from halo.errors import InputError
+from halo.errors import HaloError, InputError, RunDirectoryError, TraceFormatError
 from halo.trace_report.analyze import Analyzer
 from halo.trace_report.document import document
 from halo.trace_report.finding import Thresholds
@@ -21,7 +22,6 @@ from halo.trace_report.rates_book import RatesBook
 from halo.trace_report.tally import Tally
 from halo.trace_report.what_if import Scenarios
 from halo.traces.counting import BYTES, load_tokenizer
-from halo.traces.errors import TraceFormatError
 from halo.traces.read import Piece, read_piece, split
 from halo.traces.record import Problem, Problems
 
@@ -83,22 +83,24 @@ def build_report(
     """The report of `files` as a JSON-able object (docs/pte.md lists its entries). `take_rows`
     gets a line of every trace as it is analysed, in the order of files and lines.
 
-    Files of an unknown format are problems as long as another file can be read. Raises
-    `InputError` when none has a trace, `ProfileError` for an unknown model or device.
+    Files that cannot be read, or are of an unknown format, are problems as long as another can be.
+    Raises `InputError` when none has a trace, `ProfileError` for an unknown model or device.
     """
     analyzer = options.analyzer()
     problems = Problems()
     pieces: list[Piece] = []
-    unknown: list[TraceFormatError] = []
+    unusable: list[InputError] = []
     for path in files:
         try:
             pieces += split(path, CHUNK_BYTES)
-        except TraceFormatError as error:
-            unknown.append(error)
-            problems.add(str(path), "unknown format: " + str(error).split("\n", 1)[0])
+        except InputError as error:
+            unusable.append(error)
+            is_unknown = isinstance(error, TraceFormatError)
+            text = "no reader knows this format" if is_unknown else str(error)
+            problems.add(str(path), text)
     if not pieces:
-        if unknown:
-            raise unknown[0]
+        if unusable:
+            raise unusable[0]
         raise InputError("no trace files are given")
     whole = Tally(keep=options.top, with_texts=options.with_texts)
     stand_ins: dict[str, str] = {}
@@ -147,7 +149,13 @@ def _results(
                 continue
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
-                ready[running.pop(future)] = future.result()
+                try:
+                    ready[running.pop(future)] = future.result()
+                except BrokenProcessPool:
+                    raise HaloError(
+                        "a process that reads traces was killed, perhaps for want of memory; "
+                        "--jobs 1 needs the least"
+                    ) from None
 
 
 def _bytes_of(piece: Piece) -> int:
@@ -160,8 +168,11 @@ def analyze_piece(piece: Piece, options: ReportOptions, analyzer: Analyzer) -> d
     """The tally of a piece, its problems, and the models that got a stand-in, as plain values."""
     problems = Problems()
     tally = Tally(keep=options.top, with_texts=options.with_texts)
-    for trace in read_piece(piece, problems):
-        tally.add(analyzer.analyze(trace))
+    try:
+        for trace in read_piece(piece, problems):
+            tally.add(analyzer.analyze(trace))
+    except (OSError, RunDirectoryError) as error:  # what was read before counts
+        problems.add(str(piece.path), f"cannot read on: {error}")
     return {
         "tally": tally.to_json(),
         "problems": {

@@ -29,37 +29,49 @@ class RatesBook:
 
     def check(self) -> None:
         """Raise `ProfileError` for a given model or device that is not known."""
-        self._load(self.model or STAND_IN)
+        if self.model is None:
+            self.pricing.rates(STAND_IN)
+        else:
+            self.rates("")
 
     def rates(self, model: str) -> PteRates:
         """The prices for a trace of `model`."""
-        name = self.model or model or STAND_IN
+        name = model if self.model is None else self.model
         found = self._rates.get(name)
-        if found is not None:
-            return found
-        if self.model is not None:
-            found = self._load(name)
-        else:
-            try:
-                found = self._load(name)
-            except ProfileError:
-                found = self._load(STAND_IN)
-            if not model or found.model == self._load(STAND_IN).model != name:
-                self.stand_ins[model or "(no model named)"] = STAND_IN
-        self._rates[name] = found
+        if found is None:
+            found = self._rates[name] = self._load(name)
         return found
 
     def _load(self, name: str) -> PteRates:
-        path = Path(name)
-        is_file = path.suffix in (".json", ".toml") or (path.is_dir() and "/" in name)
-        return self.pricing.rates(path if is_file else _without_provider(name))
+        if self.model is not None:
+            path = Path(name)
+            is_file = path.suffix in (".json", ".toml") or path.is_dir()
+            try:
+                return self.pricing.rates(path if is_file else name)
+            except ProfileError:
+                if is_file or without_provider(name) == name:
+                    raise
+                return self.pricing.rates(without_provider(name))
+        plain = without_provider(name)
+        try:
+            if not plain or _is_path(plain):
+                raise ProfileError(f"{name!r} names no model")
+            return self.pricing.rates(plain)
+        except ProfileError:
+            self.stand_ins[name or "(no model named)"] = STAND_IN
+            return self.pricing.rates(STAND_IN)
 
 
-def _without_provider(name: str) -> str:
-    """A model's name without the provider's prefix that gateways add, and without a date.
+def _is_path(name: str) -> bool:
+    """Whether a name would be read as a file: a trace must not choose files of this machine."""
+    return name.endswith((".json", ".toml")) or name in (".", "..") or Path(name).is_dir()
+
+
+def without_provider(name: str) -> str:
+    """A model's name without the provider's prefix and the variant that gateways add.
 
     Example:
-        >>> _without_provider("openrouter/qwen/qwen3-32b:free")
+        >>> without_provider("openrouter/qwen/qwen3-32b:free")
         'qwen3-32b'
     """
     return name.rsplit("/", 1)[-1].split(":", 1)[0]

@@ -49,7 +49,7 @@ _FINAL = _set("submit finish final answer done exit respond")
 _POLLING = _set("wait poll status sleep progress")
 _VOID_WORDS = _set(
     "write edit create delete remove save set update send put move copy mkdir close insert add "
-    "cancel"
+    "cancel replace patch apply commit append rename"
 )
 _VOID_COMMAND = re.compile(
     r"^\s*(?:cd|mkdir|touch|rm|mv|cp|export|source|chmod|chown|ln|set|alias|git (?:add|checkout|"
@@ -96,6 +96,20 @@ def is_polling(name: str) -> bool:
     return bool(name_words(name) & _POLLING)
 
 
+def is_action(call: CallAt) -> bool:
+    """Whether a call changes something rather than asking: what follows depends on its effect, and
+    not on its answer."""
+    family = family_of(call.name)
+    if family == "shell":
+        return bool(_VOID_COMMAND.search(code_of(call)))
+    arguments = call.call.arguments
+    if isinstance(arguments, dict):
+        command = cast("dict[str, Any]", arguments).get("command")
+        if isinstance(command, str):  # an editor with several commands
+            return bool(name_words(command[:80]) & _VOID_WORDS)
+    return bool(name_words(call.name) & _VOID_WORDS)
+
+
 def code_of(call: CallAt) -> str:
     """Program text or command of a compute or shell call."""
     arguments = call.call.arguments
@@ -129,6 +143,9 @@ def answer_kind(call: CallAt, failed: bool) -> AnswerKind:
     return "expected empty" if name_words(call.name) & _VOID_WORDS else "empty"
 
 
+_LONGEST_CODE = 20_000
+
+
 def ends_in_bare_expression(code: str) -> bool:
     """Whether Python code computes something last and prints nothing of it.
 
@@ -136,6 +153,8 @@ def ends_in_bare_expression(code: str) -> bool:
         >>> ends_in_bare_expression("x = 2\\nx * 3"), ends_in_bare_expression("print(6)")
         (True, False)
     """
+    if len(code) > _LONGEST_CODE:
+        return False
     try:
         body = ast.parse(code).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):

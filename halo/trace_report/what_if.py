@@ -95,6 +95,7 @@ def _shrunk(turns: Sequence[Turn], cuts: Sequence[float]) -> list[Turn]:
                 turn.new_segment,
                 max(0, round(turn.tool_tokens - gone)),
                 max(0, round(turn.new_tool_tokens - cut)),
+                turn.dropped_tokens,
             )
         )
         before = gone

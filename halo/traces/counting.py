@@ -40,7 +40,8 @@ def load_tokenizer(path: Path) -> Counter:
         from tokenizers import Tokenizer  # pyright: ignore
     except ImportError:
         raise InputError(
-            "counting with a tokenizer needs the package `tokenizers`: pip install tokenizers"
+            "counting with a tokenizer needs the package `tokenizers`: "
+            "pip install 'halo-flow[tokenizers]'"
         ) from None
     try:
         tokenizer = Tokenizer.from_file(str(file))  # pyright: ignore
@@ -57,9 +58,6 @@ def fill_tokens(trace: Trace, counter: Counter = BYTES) -> None:
     """Give every message its tokens and every turn its counts, and say where they come from."""
     schema_tokens = _schema_tokens(trace, counter)
     context = 0.0  # tokens of the context before this turn's inputs
-    previous_prompt = 0
-    previous_completion = 0
-    reported_before = False
     for place, turn in enumerate(trace.turns):
         fresh = turn.new_segment or place == 0
         if fresh:
@@ -73,24 +71,17 @@ def fill_tokens(trace: Trace, counter: Counter = BYTES) -> None:
             turn.prompt_tokens = round(context + own)
             turn.prompt_origin = counter.origin
         elif own:
-            base = 0.0
-            if fresh:
-                base = min(float(schema_tokens), turn.prompt_tokens / 2)
-            elif reported_before:
-                kept_output = 0 if trace.turns[place - 1].dropped_output else previous_completion
-                base = previous_prompt + kept_output
+            # Of a first prompt the inputs get at least half, however large the schemas look.
+            base = min(context, turn.prompt_tokens / 2) if fresh else context
             grown = turn.prompt_tokens - base
             if grown > 0:
                 for message in turn.inputs:
                     message.tokens *= grown / own
-                own = grown
         if turn.completion_tokens is None:
             turn.completion_tokens = max(1, round(turn.output.tokens))
             turn.completion_origin = counter.origin
         else:
             turn.output.tokens = float(turn.completion_tokens)
-        reported_before = turn.prompt_origin == "reported"
-        previous_prompt, previous_completion = turn.prompt_tokens, turn.completion_tokens
         context = float(turn.prompt_tokens)
         if not turn.dropped_output:
             context += turn.completion_tokens
@@ -138,10 +129,28 @@ def priced_turns(trace: Trace) -> list[PricedTurn]:
                 new_segment=broken,
                 tool_tokens=min(prompt, round(tool_tokens)),
                 new_tool_tokens=min(prompt, round(new_tool)),
+                dropped_tokens=_dropped(trace, place),
             )
         )
         before = prompt
     return priced
+
+
+def _dropped(trace: Trace, place: int) -> int:
+    """Decoded tokens of a turn that the next prompt has no room for: the server drops thinking."""
+    turn = trace.turns[place]
+    prompt, completion = turn.prompt_tokens or 0, turn.completion_tokens or 0
+    if turn.dropped_output:
+        return completion
+    if place + 1 == len(trace.turns):
+        return 0
+    after = trace.turns[place + 1]
+    following = after.prompt_tokens or 0
+    if after.new_segment or following < prompt or following >= prompt + completion:
+        return 0
+    if turn.reasoning_tokens:
+        return min(completion, turn.reasoning_tokens)
+    return prompt + completion - following
 
 
 def _shrank(previous: Turn, prompt: int, before: int) -> bool:

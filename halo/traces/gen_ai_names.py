@@ -10,7 +10,6 @@ SCHEMA = "1.42.0"
 OPERATION = ("gen_ai.operation.name",)
 MODEL_OPERATIONS = ("chat", "generate_content", "text_completion")
 MODEL = ("gen_ai.response.model", "gen_ai.request.model", "llm.model_name")
-CONVERSATION = ("gen_ai.conversation.id", "session.id")
 AGENT = ("gen_ai.agent.name", "gen_ai.agent.id")
 INPUT_TOKENS = ("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens", "llm.token_count.prompt")
 OUTPUT_TOKENS = (

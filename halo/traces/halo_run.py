@@ -24,6 +24,9 @@ _FIELDS = (
     "kind, name, op, query, row_key, path, turn, value, input_tokens, output_tokens, "
     "cached_tokens, start_s, first_token_s, end_s, attempts, error"
 )
+_INNER = (
+    "name, value, input_tokens, output_tokens, cached_tokens, first_token_s, end_s, attempts, error"
+)
 
 
 def mismatch(head: Head) -> str:
@@ -38,9 +41,9 @@ def is_splittable(head: Head) -> bool:
 
 def read(source: Source, head: Head) -> Iterator[Trace]:
     """One trace a row that made calls, also while the run goes on."""
-    labels = _labels(source.path)
+    labels = operator_labels(source.path)
     journal = source.path / "events.sqlite"
-    with contextlib.closing(_rows(journal)) as rows:
+    with contextlib.closing(ordered_calls(journal, _FIELDS)) as rows:
         trace: Trace | None = None
         key: tuple[str, str] | None = None
         pending: list[Message] = []
@@ -55,7 +58,7 @@ def read(source: Source, head: Head) -> Iterator[Trace]:
                 key, pending, segment = (query, row_key), [], ""
                 trace = Trace(f"{query} {row_key}", NAME, f"{source.name}#{query}/{row_key}")
             assert trace is not None
-            here = f"{op}/{path.split('agent[', 1)[0].rstrip('/')}"
+            here = segment_of(op, path)
             if kind != "model":
                 pending.append(_tool_answer(name, value, error, start_s, end_s, path))
                 continue
@@ -77,13 +80,15 @@ def read(source: Source, head: Head) -> Iterator[Trace]:
             yield trace
 
 
-def _rows(journal: Path) -> Generator[tuple[Any, ...], None, None]:
+def ordered_calls(journal: Path, fields: str) -> Generator[tuple[Any, ...], None, None]:
+    """Columns of the recorded calls, those of a row together: by operator, place and turn, a tool
+    after the model call that asked for it."""
+    columns = "query, row_key, process, op, path, turn, kind, start_s"
     with reading(journal) as connection:
         # A tool's path ends with its place in the agent's turn: cut there, it sorts beside it.
         yield from connection.execute(
-            f"SELECT {_FIELDS} FROM ("
-            f"SELECT {_FIELDS}, process FROM calls UNION ALL SELECT {_FIELDS}, process "
-            "FROM failed_calls WHERE kind = 'model') "
+            f"SELECT {fields} FROM (SELECT {columns}, {_INNER} FROM calls UNION ALL "
+            f"SELECT {columns}, {_INNER} FROM failed_calls WHERE kind = 'model') "
             "ORDER BY query, row_key, process, op, "
             "CASE WHEN instr(path, 'agent[') THEN substr(path, 1, instr(path, 'agent[') - 1) "
             "ELSE path || CASE path WHEN '' THEN '' ELSE '/' END END, "
@@ -91,7 +96,13 @@ def _rows(journal: Path) -> Generator[tuple[Any, ...], None, None]:
         )
 
 
-def _labels(directory: Path) -> dict[str, str]:
+def segment_of(op: str, path: str) -> str:
+    """The conversation that a call belongs to."""
+    return f"{op}/{path.split('agent[', 1)[0].rstrip('/')}"
+
+
+def operator_labels(directory: Path) -> dict[str, str]:
+    """What the manifest calls each operator, by fingerprint."""
     try:
         manifest = as_dict(json.loads((directory / "manifest.json").read_text("utf-8")))
     except (OSError, ValueError):

@@ -36,11 +36,11 @@ class _Buffer:
         self.place = 0
         self.done = False
 
-    def fill(self, least: int = _BLOCK) -> bool:
+    def fill(self, least: int | None = None) -> bool:
         """Read on; False at the end of the stream."""
         if self.done:
             return False
-        data = self._stream.read(least)
+        data = self._stream.read(least or _BLOCK)
         if not data:
             self.done = True
             if self._pending:

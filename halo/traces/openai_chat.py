@@ -260,14 +260,3 @@ def _flat(source: Source) -> Iterator[Trace]:
 
 def _conversation_id(line: dict[str, Any]) -> str:
     return str(line.get("conversation_id") or line.get("trace_id") or "")
-
-
-def trace_of_messages(messages: list[Any], *, model: str = "", usage: Any = None) -> Trace:
-    """The trace of messages that are in memory."""
-    fields: dict[str, Any] = {
-        "messages": messages,
-        "model": model,
-        "usage": usage,
-        "id": "messages",
-    }
-    return conversation(fields, "messages")

@@ -15,7 +15,7 @@ from halo.traces import gen_ai_names as names
 from halo.traces.build import CallSequence, apply_counts, text_of, tool_call, tool_specs
 from halo.traces.json_shapes import as_dict, as_list
 from halo.traces.json_stream import stream_items
-from halo.traces.record import Message, Trace, Turn
+from halo.traces.record import Message, ToolCall, Trace, Turn
 from halo.traces.source import Head, Source
 from halo.traces.usage_fields import Counts, count
 
@@ -197,7 +197,10 @@ def _traces(id: str, spans: list[_Span], place: str) -> Iterator[Trace]:
             turn = Turn([], output)
         if not prompt:  # tools that ran between the calls stand in for the hidden messages
             while taken < len(tools) and (tools[taken].start_s or 0) < (span.start_s or 0):
-                turn.inputs.append(_tool_answer(tools[taken]))
+                answer = _tool_answer(tools[taken])
+                if turns:
+                    turns[-1].output.calls.append(_call_of(tools[taken], answer))
+                    turn.inputs.append(answer)
                 taken += 1
         _count(span, turn, trace)
         turns.append(turn)
@@ -233,6 +236,11 @@ def _tool_answer(span: _Span) -> Message:
         is_error=span.error or span.get(names.ERROR_TYPE) is not None,
         seconds=end - start if start is not None and end is not None else None,
     )
+
+
+def _call_of(span: _Span, answer: Message) -> ToolCall:
+    """The call that a tool span answers, where the model's message is not recorded."""
+    return tool_call(answer.call_id, answer.tool_name, span.get(names.TOOL_ARGUMENTS))
 
 
 def _mark_tools(trace: Trace, tools: list[_Span]) -> None:

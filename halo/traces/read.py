@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from halo.errors import InputError
+from halo.errors import InputError, TraceFormatError
 from halo.traces import (
     anthropic_messages,
     claude_code,
@@ -21,7 +21,6 @@ from halo.traces import (
     tau_bench,
 )
 from halo.traces.build import check_pairs, settle_cached_tokens
-from halo.traces.errors import TraceFormatError
 from halo.traces.record import Problems, Trace
 from halo.traces.source import Head, Source, read_head, split_lines
 

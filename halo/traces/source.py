@@ -110,7 +110,7 @@ def read_head(path: Path) -> Head:
 def _object(line: str, head: Head) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         head.first_broken = head.first_broken or str(error)
         return None
     return cast("dict[str, Any]", value) if isinstance(value, dict) else None
@@ -126,6 +126,8 @@ def partial_json(text: str) -> Any:
     """
     try:
         return json.loads(text)
+    except RecursionError:
+        return None
     except ValueError:
         pass
     closers: list[str] = []
@@ -152,7 +154,7 @@ def partial_json(text: str) -> Any:
             cut, closing = match.start(), "".join(reversed(closers))
     try:
         return json.loads(text[:cut] + closing)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

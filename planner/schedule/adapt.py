@@ -9,7 +9,7 @@ from typing import Protocol
 from costmodel.simulator.workload import ModelWork, Operation, ToolWork, Workload, even_groups
 from costmodel.usage import OpMetrics
 from planner.errors import PlanError
-from planner.physical import PhysicalPlan
+from planner.physical import PhysicalPlan, worker_at
 from planner.schedule.assign import ScheduledPlan
 from planner.schedule.auto import schedule
 from planner.schedule.problem import Problem
@@ -189,7 +189,7 @@ class Replanner:
             for g, rows in enumerate(problem.workload.group_rows):
                 name = self._physical.placements[fingerprint]
                 if runs is not None:
-                    name = _at(runs, at + rows // 2)
+                    name = worker_at(runs, at + rows // 2)
                 worker[position * groups + g] = names[name]
                 at += rows
         plan = replace(
@@ -205,15 +205,6 @@ def _outside(estimated: float, measured: float, factor: float) -> bool:
     if measured <= 0 or estimated <= 0:
         return measured != estimated
     return not 1 / factor <= measured / estimated <= factor
-
-
-def _at(runs: tuple[tuple[str, int], ...], position: int) -> str:
-    reached = 0
-    for name, rows in runs:
-        reached += rows
-        if position < reached:
-            return name
-    return runs[-1][0]
 
 
 def _describe(found: Schedule) -> str:

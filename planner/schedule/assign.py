@@ -51,18 +51,19 @@ def schedule_plan(
     objective: Objective = MAKESPAN,
     timers: Mapping[str, StepTimer] | None = None,
     latency_s: Mapping[str, float] | None = None,
+    tool_limits: Mapping[str, int] | None = None,
 ) -> ScheduledPlan:
     """Decide which worker of its model runs which rows of each operator, and in which order.
 
-    `workers`: by model name; `timers`, by worker name, and `latency_s`, by tool operator, where
-    they are known. Raises `PlanError`.
+    `workers`: by model name; `timers`, by worker name, `latency_s`, by tool operator, and
+    `tool_limits` (calls at once), by tool name, where they are known. Raises `PlanError`.
     """
     by_name = {worker.name: worker for those in workers.values() for worker in those}
     n_groups = min(MAX_GROUPS, max(8, GROUPS_PER_WORKER * len(by_name)))
     planned = planned_workload(
         physical.logical, stats, count_tokens, n_groups=n_groups, latency_s=latency_s
     )
-    machine = machine_for(workers, timers)
+    machine = machine_for(planned.workload, workers, timers, tool_limits)
     problem = Problem(planned.workload, machine, objective)
     found = schedule(problem, method, now=now, budget_s=budget_s, seed=seed, max_steps=max_steps)
     decided = with_schedule(physical, problem, found, planned.fingerprints, by_name)

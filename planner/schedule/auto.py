@@ -32,6 +32,12 @@ RESTARTS = 4
 SCREEN_CALLS = 6_000
 """Calls up to which candidates are compared on the problem itself; beyond, on a smaller one."""
 
+SCREEN_SHARE = 8
+"""The smaller problem has at least one call in this many: it is not too unlike the whole one."""
+
+SURE = 2
+"""Schedules of the smaller problem that are simulated on the whole one even when time is over."""
+
 CONFIRMED = 12
 """Schedules of the smaller problem that are simulated on the whole one, as time allows."""
 
@@ -84,29 +90,42 @@ def _auto(search: Search, seed: int, max_steps: int | None) -> None:
     """Score candidates for half of the time and improve the best ones for the rest, on a smaller
     problem when this one is large; then confirm the best on the whole problem."""
     problem = search.problem
-    proxy = problem.reduced(SCREEN_CALLS)
+    total = sum(problem.simulator.compiled.calls)
+    proxy = problem.reduced(max(SCREEN_CALLS, total // SCREEN_SHARE))
     if proxy is problem:
         _explore(search, search.until_s, seed, max_steps)
         search.best_method = f"auto: {search.best_method}"
         return
+    # One baseline on the whole problem: a first answer, and how long a simulation takes.
     began = search.now()
+    first = "longest-prefix-first"
+    search.score(BASELINES[first](problem), first)
+    one_s = search.now() - began
     screen = Search(proxy, search.now, allow_waiting=search.allow_waiting)
-    _explore(screen, began + (search.until_s - began) * 0.6, seed, max_steps)
+    left_s = search.until_s - search.now()
+    explore_s = (
+        max(left_s - CONFIRMED / 2 * one_s, left_s * 0.4) if left_s < float("inf") else left_s
+    )
+    _explore(screen, search.now() + explore_s, seed, max_steps)
     ranked = sorted(screen.pool, key=lambda entry: entry[0])
     if screen.best is not None:
         ranked.insert(0, (screen.best_score, screen.best_method, screen.best))
-    # The screen may be wrong by a little: the best few, and the best of each kind, are confirmed.
-    chosen = ranked[:3]
-    chosen += [entry for entry in ranked if entry[1] in BASELINES][:2]
-    chosen += [entry for entry in ranked if "side by side" not in entry[1]][:2]
-    chosen += ranked[3:]
+    # The screen may be wrong by a little: the best, the best baseline and the best with one model
+    # at a time are confirmed whatever it takes, then the next of each.
+    kinds = (
+        ranked,
+        [entry for entry in ranked if entry[1] in BASELINES],
+        [entry for entry in ranked if "side by side" not in entry[1]],
+    )
+    longest = max(map(len, kinds))
+    chosen = [kind[i] for i in range(longest) for kind in kinds if i < len(kind)]
     seen: set[int] = set()
     for _, name, plan in chosen:
-        if id(plan) in seen:
+        if id(plan) in seen or name == first:
             continue
         seen.add(id(plan))
         search.score(plan, name)
-        if search.over or len(seen) >= CONFIRMED:
+        if len(seen) >= CONFIRMED or (search.over and len(seen) >= SURE):
             break
     search.tried[:0] = [(f"{name} (screened)", price) for name, price in screen.tried]
     search.best_method = f"auto: {search.best_method}"

@@ -144,7 +144,9 @@ def co_resident(problem: Problem, assignment: Assignment) -> list[bool]:
         need = work.prompt_tokens + work.output_tokens
         largest[work.model] = max(largest.get(work.model, 0), need)
         for g in range(groups):
-            models[assignment.worker[position * groups + g]].add(work.model)
+            w = assignment.worker[position * groups + g]
+            if w >= 0:
+                models[w].add(work.model)
     fits: list[bool] = []
     for spec, mine in zip(problem.machine.workers, models, strict=True):
         weights = sum(spec.engines[m].weight_bytes for m in mine)

@@ -29,16 +29,25 @@ def candidates(problem: Problem) -> Iterator[tuple[str, Assignment]]:
     seen: set[tuple[tuple[int, ...], bool]] = set()
     first_orders = ("critical-path", "row-major", "by-model")
     for order in first_orders:
-        for name, placement in reversed(placements):
-            yield from _variants(problem, f"{name}, {order}", placement, orders[order], seen)
-        listed = earliest_end(problem, orders[order])
-        yield from _variants(problem, f"list scheduling, {order}", listed, orders[order], seen)
         if order == first_orders[0]:
-            # Early enough that a short search still knows how good they are.
+            # Pools that some models share are most often best, and baselines are known early, so
+            # that a short search has seen them.
+            if pools is not None:
+                yield from _variants(
+                    problem, f"a pool a model, {order}", pools, orders[order], seen
+                )
             for name, placement in models_by_worker_sets(problem):
                 yield from _variants(problem, name, placement, orders[order], seen)
             for name, baseline in BASELINES.items():
                 yield name, baseline(problem)
+            yield from _variants(
+                problem, f"rows everywhere, {order}", placements[0][1], orders[order], seen
+            )
+        else:
+            for name, placement in reversed(placements):
+                yield from _variants(problem, f"{name}, {order}", placement, orders[order], seen)
+        listed = earliest_end(problem, orders[order])
+        yield from _variants(problem, f"list scheduling, {order}", listed, orders[order], seen)
     n = len(problem.machine.workers)
     if problem.objective.goal in ("money", "energy") or problem.objective.budget is not None:
         for name, few in _fewer_workers(problem):
@@ -60,7 +69,9 @@ def _variants(
     priority: list[float],
     seen: set[tuple[tuple[int, ...], bool]],
 ) -> Iterator[tuple[str, Assignment]]:
-    plan = Assignment(placement, priority)
+    # KV cache moves where there is a link and the simulator finds it cheaper than computing.
+    migrate = problem.machine.link is not None
+    plan = Assignment(placement, priority, migrate=migrate)
     flags = co_resident(problem, plan)
     several = len(problem.models) > 1
     if any(flags):
@@ -72,8 +83,11 @@ def _variants(
             by_model = ORDERS["by-model"](problem)
             yield (
                 f"{name}, switching by priority",
-                Assignment(
-                    placement, by_model, switching="priority", co_resident=[False] * len(flags)
+                replace(
+                    plan,
+                    priority=by_model,
+                    switching="priority",
+                    co_resident=[False] * len(flags),
                 ),
             )
 

@@ -8,7 +8,8 @@ from costmodel.simulator.assignment import Assignment
 from costmodel.simulator.engine import Simulator
 from costmodel.simulator.result import Simulation, Span
 from costmodel.simulator.timer import StepTimer
-from planner.physical import PhysicalPlan, Worker
+from planner.logical import ModelOp
+from planner.physical import PhysicalPlan, Worker, worker_at
 from planner.schedule.from_plan import PlannedWorkload, machine_for, planned_workload
 from planner.schedule.gantt import Chart
 from planner.stats import CountTokens, PlanStats
@@ -27,14 +28,13 @@ def simulate_plan(
     for op in physical.logical.walk_all():
         names = [physical.placements.get(op.fingerprint, "")]
         names += [name for name, _ in physical.shares.get(op.fingerprint, ())]
-        model = getattr(op, "model", None)
         for worker in physical.workers:
-            if model is not None and worker.name in names:
-                of_model = models.setdefault(model, [])
+            if isinstance(op, ModelOp) and worker.name in names:
+                of_model = models.setdefault(op.model, [])
                 if worker not in of_model:
                     of_model.append(worker)
-    machine = machine_for(models, timers)
     planned = planned_workload(physical.logical, stats, count_tokens, n_groups=CHART_GROUPS)
+    machine = machine_for(planned.workload, models, timers)
     plan = assignment_of(physical, planned, [spec.name for spec in machine.workers])
     simulator = Simulator(planned.workload, machine, chunks_per_event=8)
     return simulator.run(plan, timeline=True), planned
@@ -60,7 +60,7 @@ def assignment_of(
             rows = workload.group_rows[g]
             name = home
             if runs is not None:
-                name = _at(runs, at + rows // 2)
+                name = worker_at(runs, at + rows // 2)
             worker.append(position_of[name] if name is not None else -1)
             row = at
             priority.append(float(row // block * stride * block + rank * block + row % block))
@@ -86,13 +86,18 @@ def run_chart(
     """What a run recorded. `calls`: (operator fingerprint, kind, start, end, prompt tokens, cached
     tokens). The journal does not say which of several workers a call went to; calls of operators
     that are split are drawn on a line for all of their workers."""
+    models = {
+        op.fingerprint: op.model or "the default model"
+        for op in physical.logical.walk_all()
+        if isinstance(op, ModelOp)
+    }
     labels = {op.fingerprint: op.label or op.kind for op in physical.logical.walk_all()}
     spans: list[Span] = []
     for fingerprint, kind, start_s, end_s, prompt, cached in calls:
         place = physical.placements.get(fingerprint) or kind
         runs = physical.shares.get(fingerprint)
         if runs is not None:
-            place = " + ".join(dict.fromkeys(name for name, _ in runs))
+            place = f"{len({name for name, _ in runs})} workers of {models[fingerprint]}"
         label = labels.get(fingerprint, fingerprint[:8])
         what = "calls" if fingerprint in physical.placements else "tool"
         spans.append(
@@ -109,12 +114,3 @@ def run_chart(
             )
         )
     return Chart("actual (recorded)", spans)
-
-
-def _at(runs: tuple[tuple[str, int], ...], position: int) -> str:
-    reached = 0
-    for name, rows in runs:
-        reached += rows
-        if position < reached:
-            return name
-    return runs[-1][0]

@@ -85,7 +85,8 @@ def solve(
     Args:
         before: operations of `ops` that must be in the same or an earlier epoch.
         able: workers that can run an operation.
-        slack: an epoch uses at least min(workers, pending) - slack operations, where it can.
+        slack: an epoch uses at least min(workers, pending) - slack operations; fewer where no such
+            set can be placed.
         max_states, max_assignments: limits; when one is reached, the rest is planned greedily from
             the most promising state and `complete` is false.
         over: asked between states, for a time limit.
@@ -134,35 +135,41 @@ def solve(
             # Greedy from here on: the state with the most done, then the cheapest.
             queue.clear()
             best.clear()
-        for group in _sets(mask, needs, n, slack):
-            members = [ops[i] for i in group]
-            for count, workers in enumerate(_assignments(members, node.workers, able, costs)):
-                if count >= max_assignments or (count % 32 == 31 and over()):
-                    complete = False
-                    break
-                seconds = [
-                    costs.operation_s(op, node.workers[w])
-                    for op, w in zip(members, workers, strict=True)
-                ]
-                after = list(node.workers)
-                for op, w in zip(members, workers, strict=True):
-                    after[w] = (costs.model(op), op)
-                done = mask
-                for i in group:
-                    done |= 1 << i
-                total = cost + costs.epoch_s(members, seconds, epoch)
-                state = tuple(after)
-                name = key(done, state)
-                if total >= best.get(name, float("inf")) - 1e-12:
-                    continue
-                best[name] = total
-                ticket += 1
-                chosen = tuple(zip(members, workers, strict=True))
-                bound = costs.bound_s(left(done), epoch + 1)
-                heapq.heappush(
-                    queue,
-                    (total + bound, ticket, epoch + 1, total, done, _Node(node, chosen, state)),
-                )
+        most = min(n, len(left(mask)))
+        assignable = False
+        for size in range(most, 0, -1):
+            if size < most - slack and assignable:
+                break
+            for group in _closed_sets(mask, needs, size):
+                members = [ops[i] for i in group]
+                for count, workers in enumerate(_assignments(members, node.workers, able, costs)):
+                    assignable = True
+                    if count >= max_assignments or (count % 32 == 31 and over()):
+                        complete = False
+                        break
+                    seconds = [
+                        costs.operation_s(op, node.workers[w])
+                        for op, w in zip(members, workers, strict=True)
+                    ]
+                    after = list(node.workers)
+                    for op, w in zip(members, workers, strict=True):
+                        after[w] = (costs.model(op), op)
+                    done = mask
+                    for i in group:
+                        done |= 1 << i
+                    total = cost + costs.epoch_s(members, seconds, epoch)
+                    state = tuple(after)
+                    name = key(done, state)
+                    if total >= best.get(name, float("inf")) - 1e-12:
+                        continue
+                    best[name] = total
+                    ticket += 1
+                    chosen = tuple(zip(members, workers, strict=True))
+                    bound = costs.bound_s(left(done), epoch + 1)
+                    heapq.heappush(
+                        queue,
+                        (total + bound, ticket, epoch + 1, total, done, _Node(node, chosen, state)),
+                    )
     return EpochPlan((), 0.0 if not ops else float("inf"), states, complete)
 
 
@@ -170,21 +177,15 @@ def _seen(costs: EpochCosts, state: WorkerState) -> tuple[object, ...]:
     return state if costs.remembers_operation else state[:1]
 
 
-def _sets(mask: int, needs: Sequence[int], n_workers: int, slack: int) -> Iterator[tuple[int, ...]]:
-    """Dependency-closed sets of pending operations, of the sizes that the shape allows."""
+def _closed_sets(mask: int, needs: Sequence[int], size: int) -> Iterator[tuple[int, ...]]:
+    """Dependency-closed sets of `size` pending operations."""
     pending = [i for i in range(len(needs)) if not mask >> i & 1]
-    most = min(n_workers, len(pending))
-    found = False
-    for size in range(most, 0, -1):
-        if size < most - slack and found:
-            return
-        for group in combinations(pending, size):
-            inside = mask
-            for i in group:
-                inside |= 1 << i
-            if all(needs[i] & ~inside == 0 for i in group):
-                found = True
-                yield group
+    for group in combinations(pending, size):
+        inside = mask
+        for i in group:
+            inside |= 1 << i
+        if all(needs[i] & ~inside == 0 for i in group):
+            yield group
 
 
 def _assignments(
@@ -222,8 +223,8 @@ def _assignments(
 
 def _trace(node: _Node) -> tuple[tuple[tuple[int, int], ...], ...]:
     epochs: list[tuple[tuple[int, int], ...]] = []
-    at: _Node | None = node
-    while at is not None and at.parent is not None:
+    at = node
+    while at.parent is not None:
         epochs.append(at.chosen)
         at = at.parent
     return tuple(reversed(epochs))

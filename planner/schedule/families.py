@@ -75,20 +75,26 @@ def models_by_worker_sets(problem: Problem) -> Iterator[tuple[str, list[int]]]:
     for mask in range(1, 2 ** (len(models) - 1)):
         side = {m for i, m in enumerate(models) if mask >> i & 1}
         share = sum(work[m] for m in side) / total
-        cut = min(n - 1, max(1, round(n * share)))
-        pools = (list(range(cut)), list(range(cut, n)))
-        placement = [-1] * problem.n_items
-        groups = problem.n_groups
-        possible = True
-        for position in problem.model_ops:
-            name = problem.model_of(position)
-            pool = [w for w in pools[name not in side] if w in problem.workers_for[name]]
-            if not pool:
-                possible = False
-                break
-            placement[position * groups : (position + 1) * groups] = split_evenly(groups, pool)
-        if possible:
-            yield "+".join(sorted(side)) + " apart", placement
+        exact = n * share
+        cuts = {min(n - 1, max(1, cut)) for cut in (int(exact), int(exact) + 1)}
+        for cut in sorted(cuts, key=lambda cut: abs(cut - exact)):
+            placement = _two_pools(problem, side, cut)
+            if placement is not None:
+                yield f"{'+'.join(sorted(side))} apart on {cut}", placement
+
+
+def _two_pools(problem: Problem, side: set[str], cut: int) -> list[int] | None:
+    """Models of `side` on the first `cut` workers, the others on the rest."""
+    pools = (range(cut), range(cut, len(problem.machine.workers)))
+    placement = [-1] * problem.n_items
+    groups = problem.n_groups
+    for position in problem.model_ops:
+        name = problem.model_of(position)
+        pool = [w for w in pools[name not in side] if w in problem.workers_for[name]]
+        if not pool:
+            return None
+        placement[position * groups : (position + 1) * groups] = split_evenly(groups, pool)
+    return placement
 
 
 def earliest_end(problem: Problem, priority: Sequence[float], stickiness: float = 1.0) -> list[int]:

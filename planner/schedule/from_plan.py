@@ -32,8 +32,10 @@ from planner.logical import LogicalPlan as Plan
 from planner.physical import Worker
 from planner.stats import CountTokens, PlanStats
 
-SQL_LANE, TOOL_LANE = "sql", "tools"
-LANE_LIMITS = {SQL_LANE: 32, TOOL_LANE: 64}
+SQL_LANE = "sql"
+SQL_LIMIT, TOOL_LIMIT = 32, 8
+"""Calls at once where nobody says otherwise: a tool has a lane of its own, as in the runtime."""
+
 TOOL_LATENCY_S = 0.05
 SERIAL_SHARE = 0.5
 """Agents and loops are expected to take half of the turns they may, as in the statistics."""
@@ -123,7 +125,7 @@ class _Builder:
 
     def _work(self, op: Op, calls: float, times: float) -> ModelWork | ToolWork:
         if not isinstance(op, ModelOp):
-            lane = TOOL_LANE if isinstance(op, Tool) else SQL_LANE
+            lane = tool_lane(op.tool.name) if isinstance(op, Tool) else SQL_LANE
             seconds = self.latency_s.get(op.fingerprint, TOOL_LATENCY_S)
             return ToolWork(lane, seconds * times)
         stats = self.stats.of(op)
@@ -197,15 +199,23 @@ def planned_workload(
     return _Builder(plan, stats, count_tokens, latency_s or {}).build(n_groups)
 
 
+def tool_lane(name: str) -> str:
+    """The lane of a tool."""
+    return f"tool {name}"
+
+
 def machine_for(
+    workload: Workload,
     workers: Mapping[str, Sequence[Worker]],
     timers: Mapping[str, StepTimer] | None = None,
-    lane_limits: Mapping[str, int] | None = None,
+    tool_limits: Mapping[str, int] | None = None,
 ) -> Machine:
-    """The machine of engines that are served already: one worker each, its model loaded.
+    """The machine of engines that are served already: one worker each, its model loaded; and the
+    lanes of the tools that `workload` calls.
 
     `workers`: by model name, the workers that have it. `timers`: by worker name, where one was
     calibrated; others are priced as the simulated engine, or as an 8B model on an H200 (assumed).
+    `tool_limits`: calls at once, by tool name.
     """
     specs: dict[str, WorkerSpec] = {}
     for model, those in workers.items():
@@ -226,9 +236,16 @@ def machine_for(
             specs[worker.name] = WorkerSpec(
                 worker.name, engines, memory_bytes=1.0, resident=tuple(engines)
             )
-    limits = {**LANE_LIMITS, **(lane_limits or {})}
+    limits = {tool_lane(name): n for name, n in (tool_limits or {}).items()}
+    lanes = dict.fromkeys(
+        op.work.lane for op in workload.operations if isinstance(op.work, ToolWork)
+    )
     return Machine(
-        tuple(specs.values()), tuple(ToolLaneSpec(name, n) for name, n in limits.items())
+        tuple(specs.values()),
+        tuple(
+            ToolLaneSpec(lane, limits.get(lane, SQL_LIMIT if lane == SQL_LANE else TOOL_LIMIT))
+            for lane in lanes
+        ),
     )
 
 

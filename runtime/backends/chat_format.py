@@ -1,6 +1,7 @@
 """A model's chat format, from its tokenizer folder: conversations to prompt text, or to token ids.
 
-The template is the model's own (Jinja, run by minijinja). Contents are data: the template is rendered
+The template is the model's own (Jinja, run by minijinja). Contents are data: the template is
+rendered
 with a placeholder for each, and what stands between the placeholders is the model's markup. Data
 that contains none of the tokenizer's own tokens is spliced in as text, which the engine tokenizes.
 Data that does is encoded here, with those tokens switched off, so it can never become a control

@@ -1,4 +1,5 @@
-"""The HTTP side of engines: JSON in, JSON or an event stream out, every failure a `BackendError`."""
+"""The HTTP side of engines: JSON in, JSON or an event stream out, every failure a
+`BackendError`."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import aiohttp
+from yarl import URL
 
 from runtime.backends.event_stream import DONE, EventReader
 from runtime.backends.http_errors import not_an_answer, status_error, unreachable
@@ -16,7 +18,6 @@ from runtime.errors import BackendError, EngineUnreachableError, TruncatedAnswer
 
 CONNECT_TIMEOUT_S = 10.0
 MAX_BODY_BYTES = 64 * 1024 * 1024
-_JSON = {"Content-Type": "application/json"}
 
 
 class HttpClient:
@@ -47,6 +48,7 @@ class HttpClient:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=connect_timeout_s)
         self._session: aiohttp.ClientSession | None = None
+        self._urls: dict[str, URL] = {}
         self.last_headers: Mapping[str, str] = {}
 
     async def get(self, route: str, *, timeout_s: float | None = None) -> Any:
@@ -102,23 +104,23 @@ class HttpClient:
 
     def _request(self, method: str, route: str, payload: Any, timeout_s: float | None) -> Any:
         if self._session is None:
+            # What is the same for every call is set once: at a thousand calls a second it counts.
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
-                headers=self._headers,
-                auto_decompress=True,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers={**self._headers, "Content-Type": "application/json"},
+                skip_auto_headers=("Accept-Encoding", "User-Agent"),
+                timeout=self._timeout,
             )
+        url = self._urls.get(route)
+        if url is None:
+            url = self._urls[route] = URL(self.url + route)
         data = None if payload is None else json.dumps(payload, separators=(",", ":")).encode()
-        return self._session.request(
-            method,
-            self.url + route,
-            data=data,
-            headers=_JSON if data is not None else None,
-            timeout=self._timeout
-            if timeout_s is None
-            else aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
-            # A redirect would send prompts and the key to an address that nobody configured.
-            allow_redirects=False,
-        )
+        # A redirect would send prompts and the key to an address that nobody configured.
+        if timeout_s is None:
+            return self._session.request(method, url, data=data, allow_redirects=False)
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        return self._session.request(method, url, data=data, allow_redirects=False, timeout=timeout)
 
     async def _body(self, response: aiohttp.ClientResponse, route: str) -> str:
         self.last_headers = response.headers

@@ -189,6 +189,7 @@ def capabilities_of(served: Served, max_in_flight: int | None) -> Capabilities:
         max_in_flight=max_in_flight or DEFAULT_IN_FLIGHT,
         context_tokens=served.context_tokens,
         deterministic=False,
+        seeded=False,  # servers promise their best at most
         notes=("OpenAI chat protocol",),
     )
 

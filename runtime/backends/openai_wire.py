@@ -15,6 +15,7 @@ from runtime.errors import BackendError, TruncatedAnswerError
 
 NAME = "openai"
 TOP_LOGPROBS = 20
+WRAPPER_TOKENS = 24
 Choosing = Literal["schema", "logprobs", "free"]
 """How an option is chosen: decoded under a schema, read from the first token's probabilities, or
 asked for in words alone."""
@@ -104,6 +105,9 @@ def chat_payload(request: Request, dialect: Dialect, *, stream: bool) -> dict[st
         choosing = dialect.choosing(request)
         if choosing == "schema":
             payload["response_format"] = _format("choice", _choice_schema(request.options))
+            # The object around the option takes tokens that the workflow did not count.
+            longest = max(len(option.encode()) for option in request.options)
+            payload[limit] = max(request.max_tokens, longest) + WRAPPER_TOKENS
         elif choosing == "logprobs":
             payload |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS, limit: 1}
     elif request.schema_json is not None and dialect.json_schema:
@@ -128,7 +132,8 @@ class Answer:
 def read_completion(document: Any, request: Request, url: str) -> Answer:
     """The answer in a whole document. Raises `BackendError`."""
     raise_reported(document, url)
-    choices: Any = document.get("choices") if isinstance(document, dict) else None
+    whole = cast("dict[str, Any]", document)
+    choices: Any = whole.get("choices")
     if not isinstance(choices, list) or not choices:
         raise not_an_answer(url, json.dumps(document), backend=NAME)
     choice = cast("dict[str, Any]", choices[0])
@@ -143,9 +148,7 @@ def read_completion(document: Any, request: Request, url: str) -> Answer:
     calls = _tool_calls(fields.get("tool_calls"))
     if request.options:
         text, finish = _chosen(text, finish, choice, request)
-    return Answer(
-        text, "tool_calls" if calls else finish, _usage(document.get("usage"), url), calls
-    )
+    return Answer(text, "tool_calls" if calls else finish, _usage(whole.get("usage"), url), calls)
 
 
 @dataclass(slots=True)
@@ -195,7 +198,7 @@ class StreamedAnswer:
         finish, text = finish_reason(self._finish, self.url), "".join(self._text)
         if self.request.options:
             text, finish = _chosen(text, finish, {}, self.request)
-        usage = self._usage if self._usage is not None else {}
+        usage: Any = self._usage if self._usage is not None else {}
         return Answer(
             text, "tool_calls" if calls else finish, _usage(usage, self.url, partial=True), calls
         )

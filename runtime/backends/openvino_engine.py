@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from runtime.backends.base import Request
 from runtime.backends.choice_grammar import choice_grammar
+from runtime.backends.openvino_precision import faster_precision
 from runtime.backends.openvino_protocol import Event
 from runtime.backends.openvino_settings import BLOCK_TOKENS, EngineSettings
 from runtime.errors import BackendError, ContextOverflowError
@@ -288,6 +289,11 @@ def _load(genai: Any, settings: EngineSettings, scheduler: Any) -> Any:
     Exact settings read the GGUF file: saving rounds the few float32 weights."""
     derived = Path(settings.derived)
     properties = settings.properties
+    if not settings.exact:
+        note = derived.with_name(f"{derived.name}-precision.json")
+        precision = faster_precision(note, settings.threads)
+        if precision:
+            properties["INFERENCE_PRECISION_HINT"] = precision
     if not settings.exact and (_is_saved(derived) or _save(genai, settings, derived)):
         return genai.ContinuousBatchingPipeline(str(derived), scheduler, "CPU", properties)
     return genai.ContinuousBatchingPipeline(settings.weights, scheduler, "CPU", properties)
@@ -304,7 +310,10 @@ def _save(genai: Any, settings: EngineSettings, derived: Path) -> bool:
     staging.mkdir()
     try:
         link = staging / "model.gguf"  # what is saved is saved beside the file
-        link.symlink_to(settings.weights)
+        try:
+            os.link(settings.weights, link)
+        except OSError:
+            link.symlink_to(settings.weights)
         tokenizer = genai.Tokenizer(str(link), enable_save_ov_model=True)
         scheduler = genai.SchedulerConfig()
         scheduler.num_kv_blocks = 1

@@ -15,12 +15,13 @@ MAX_IN_FLIGHT = 32
 BLOCK_TOKENS = 32
 """Tokens in a block of the engine's KV cache on a CPU: the unit of prefix reuse."""
 
-PREFERRED_TOKENS_PER_REQUEST = 2_048
+PREFERRED_TOKENS_PER_REQUEST = 1_024
 CACHE_SHARE = 4
 """A quarter of the free memory, at most, goes to the KV cache."""
 
-QUANTISED_KV_BYTES = 1.25
-"""Bytes for each value with the default 8-bit cache (its share of scale and offset included)."""
+USUAL_KV_BYTES = 2.0
+"""Bytes for each value of the KV cache. Where the engine keeps 8 bits, it takes about half."""
+
 EXACT_KV_BYTES = 4.0
 
 
@@ -72,7 +73,7 @@ def context_limit(model_context_tokens: int, kv_values_per_token: int, memory: M
     moment, nor on `exact`: what a plan was told must hold when the engine is opened."""
     if memory.total_bytes is None:
         return model_context_tokens
-    room = int(memory.total_bytes / CACHE_SHARE / (kv_values_per_token * QUANTISED_KV_BYTES))
+    room = int(memory.total_bytes / CACHE_SHARE / (kv_values_per_token * USUAL_KV_BYTES))
     return min(model_context_tokens, max(BLOCK_TOKENS, room // BLOCK_TOKENS * BLOCK_TOKENS))
 
 
@@ -87,7 +88,7 @@ def cache_size(
 ) -> int:
     """Tokens in the KV cache: enough for a full batch and for prefixes to stay, out of a quarter of
     what is free beside the weights; never less than one whole context."""
-    token_bytes = kv_values_per_token * (EXACT_KV_BYTES if exact else QUANTISED_KV_BYTES)
+    token_bytes = kv_values_per_token * (EXACT_KV_BYTES if exact else USUAL_KV_BYTES)
     wanted = max_in_flight * PREFERRED_TOKENS_PER_REQUEST
     if memory.available_bytes is not None:
         free = max(0, memory.available_bytes - weights_bytes)

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from costmodel.tokens import BYTES_PER_TOKEN
 from runtime.backends.base import Backend, Capabilities, Completion, Request, ToolCall
@@ -218,7 +218,7 @@ class SglangBackend(Backend):
     async def _whole(self, payload: dict[str, Any]) -> Answer:
         document = await self._http.post("/generate", payload)
         url = f"{self.info.url}/generate"
-        answer = read_answer(document if isinstance(document, dict) else {"": document}, url)
+        answer = read_answer(document, url)
         if answer is None:
             raise TruncatedAnswerError(
                 f"{url} answered without a reason to stop", backend=NAME, retryable=True
@@ -306,7 +306,8 @@ class SglangBackend(Backend):
         return True
 
     async def flush_cache(self) -> None:
-        """Empty the radix cache. Refused by the server while requests run: raises `BackendError`."""
+        """Empty the radix cache. Refused by the server while requests run: raises
+        `BackendError`."""
         await self._http.post_text("/flush_cache", {}, timeout_s=CONTROL_TIMEOUT_S)
 
     async def release_memory(self, tags: Sequence[str] = ("kv_cache", "weights")) -> None:
@@ -342,10 +343,11 @@ class SglangBackend(Backend):
         self.info = replace(self.info, adapters=tuple(a for a in self.info.adapters if a != name))
 
     async def _control(self, route: str, body: dict[str, Any]) -> None:
-        answer: Any = await self._http.post(route, body, timeout_s=CONTROL_TIMEOUT_S)
-        if isinstance(answer, dict) and answer.get("success") is False:
+        answer = await self._http.post(route, body, timeout_s=CONTROL_TIMEOUT_S)
+        told = cast("dict[str, Any]", answer) if isinstance(answer, dict) else {}
+        if told.get("success") is False:
             raise BackendError(
-                f"{self.info.url}{route} failed: {answer.get('message') or answer}", backend=NAME
+                f"{self.info.url}{route} failed: {told.get('message') or told}", backend=NAME
             )
 
     async def close(self) -> None:

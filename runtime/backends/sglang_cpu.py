@@ -1,4 +1,5 @@
-"""Start a real SGLang server where there is no accelerator: `python sglang_cpu.py --model-path ...`.
+"""Start a real SGLang server where there is no accelerator: `python sglang_cpu.py --model-path
+...`.
 
 Runs with the Python of SGLang's own environment, as a file: it imports nothing of Halo. SGLang's
 kernels for CPUs are not published as a package; without them its layers fall back to plain PyTorch.
@@ -53,7 +54,11 @@ def drop_pinned_memory(torch: Any) -> None:
 
     for name in FACTORIES:
         setattr(torch, name, unpinned(getattr(torch, name)))
-    torch.Tensor.pin_memory = lambda tensor, *_, **__: tensor
+
+    def pin_memory(tensor: Any, *_: Any, **__: Any) -> Any:
+        return tensor
+
+    torch.Tensor.pin_memory = pin_memory
 
 
 class AbsentKernel:

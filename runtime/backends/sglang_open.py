@@ -44,7 +44,7 @@ def find_servers(address: str, model: str, api_key: str = "") -> list[ServerInfo
     """The servers of `model` among those at `address`; blocks. Raises `BackendError`."""
     urls = split_urls(address)
     with ThreadPoolExecutor(len(urls)) as pool:
-        infos = list(pool.map(lambda url: probe(url, api_key), urls))
+        infos = list(pool.map(probe, urls, [api_key] * len(urls)))
     return choose_servers(infos, model)
 
 

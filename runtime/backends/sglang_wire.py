@@ -101,9 +101,12 @@ class Answer:
     host_cached_tokens: int
 
 
-def read_answer(document: Mapping[str, Any], url: str) -> Answer | None:
+def read_answer(answered: Any, url: str) -> Answer | None:
     """The answer in a document of `/generate`; None while it is not finished. Raises
     `BackendError` for what the server reports as an error, and for what is no answer."""
+    if not isinstance(answered, dict):
+        raise not_an_answer(url, str(answered), backend=NAME)
+    document = cast("dict[str, Any]", answered)
     raise_reported(document, url)
     meta: Any = document.get("meta_info")
     text: Any = document.get("text")
@@ -122,7 +125,7 @@ def read_answer(document: Mapping[str, Any], url: str) -> Answer | None:
         raise TruncatedAnswerError(
             f"{url} ended an answer for an unknown reason: {kind!r}", backend=NAME, retryable=True
         )
-    details: Any = facts.get("cached_tokens_details") or {}
+    details = cast("dict[str, Any]", facts.get("cached_tokens_details") or {})
     try:
         usage = Usage(int(facts["prompt_tokens"]), int(facts["completion_tokens"]), _cached(facts))
     except (KeyError, TypeError, ValueError) as error:
@@ -142,18 +145,26 @@ def raise_reported(document: Mapping[str, Any], url: str) -> None:
     error: Any = document.get("error")
     if error is None and document.get("object") != "error":
         return
-    fields = cast("dict[str, Any]", error) if isinstance(error, dict) else dict(document)
+    fields: Mapping[str, Any] = document
+    if isinstance(error, dict):
+        fields = cast("dict[str, Any]", error)
     code: Any = fields.get("code")
     status = int(code) if isinstance(code, int | str) and str(code).isdigit() else 500
     raise status_error(
-        status, {}, str(fields.get("message") or error or document), backend=NAME, url=url
+        status,
+        {},
+        str(fields.get("message") or cast("object", error) or document),
+        backend=NAME,
+        url=url,
     )
 
 
 def read_load(document: Any, url: str) -> Load:
     """The load of a server, its data-parallel ranks summed up. Reads `/v1/loads`, and the older
     `/get_load`. Raises `BackendError`."""
-    entries: Any = document.get("loads") if isinstance(document, dict) else document
+    entries: Any = document
+    if isinstance(document, dict):
+        entries = cast("dict[str, Any]", document).get("loads")
     if not isinstance(entries, list) or not entries:
         raise BackendError(f"{url} does not tell its load: {document!r:.200}", backend=NAME)
     ranks = cast("list[dict[str, Any]]", entries)

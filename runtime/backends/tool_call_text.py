@@ -50,7 +50,9 @@ def _calls(text: str, names: set[str]) -> list[tuple[str, str]]:
         value: Any = json.loads(text)
     except ValueError:
         return []
-    items: list[Any] = value if isinstance(value, list) else [value]
+    items: list[object] = [value]
+    if isinstance(value, list):
+        items = cast("list[object]", value)
     calls: list[tuple[str, str]] = []
     for item in items:
         if not isinstance(item, dict):

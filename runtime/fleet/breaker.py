@@ -7,7 +7,8 @@ from runtime.errors import BackendError, ContextOverflowError, EngineUnreachable
 FAILURES_TO_OPEN = 8
 """Failures in a row, of the kind that another attempt may mend."""
 REFUSALS_TO_OPEN = 40
-"""Calls in a row refused for good: then it is not the rows (wrong key, wrong model, wrong route)."""
+"""Calls in a row refused for good: then it is not the rows (wrong key, wrong model, wrong
+route)."""
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 

@@ -3,8 +3,8 @@ says so.
 
 Two mechanisms, because limits come in two ways. What is known (set by the user, or announced in a
 header) is kept by token buckets, so that the limit is not run into. What is not known shows as 429:
-then the number of calls at once is halved, grows again slowly, and nothing is sent before the moment
-that the server named.
+then the number of calls at once is halved, grows again slowly, and nothing is sent before the
+moment that the server named.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from runtime.fleet.routing import PrefixRouter
 from runtime.priming import prompt_chain, prompt_text
 
 CHECK_S = 0.25
-RECOVERY_S = 120.0
+RECOVERY_S = 300.0
 """How long calls wait for any replica to come back. A restart loads weights: minutes, not seconds.
 """
 
@@ -61,7 +61,8 @@ class FleetBackend(Backend):
         self.replicas = [Replica(b, _health_of(b)) for b in backends]
         self._clock = clock
         self._recovery_s = recovery_s
-        self._capabilities = together([b.capabilities for b in backends])
+        self._offered = [b.capabilities for b in backends]
+        self._capabilities = together(self._offered)
         self._router = PrefixRouter([b.capabilities.cache_tokens for b in backends])
         self._changed: list[Callable[[], None]] = []
         self._checker: asyncio.Task[None] | None = None
@@ -75,6 +76,11 @@ class FleetBackend(Backend):
 
     @property
     def capabilities(self) -> Capabilities:
+        # A replica may have learned what it can do; the records themselves never change.
+        offered = [r.backend.capabilities for r in self.replicas]
+        if any(now is not before for now, before in zip(offered, self._offered, strict=True)):
+            self._offered = offered
+            self._capabilities = together(offered)
         return self._capabilities
 
     @property

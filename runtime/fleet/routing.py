@@ -1,4 +1,5 @@
-"""Which replica gets a prompt: the one whose cache holds its prefix, unless that one is too busy."""
+"""Which replica gets a prompt: the one whose cache holds its prefix, unless that one is too
+busy."""
 
 from __future__ import annotations
 

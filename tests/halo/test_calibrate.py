@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,6 @@ import pytest
 
 from costmodel.batching import Batching
 from costmodel.calibrate import calibrate
-from costmodel.errors import CalibrationError
 from costmodel.hardware import load_hardware
 from costmodel.models import load_model
 from costmodel.radix_cache import RadixCache, Ticket
@@ -22,6 +22,8 @@ from costmodel.step import StepModel
 from costmodel.usage import Usage
 from halo.calibrate import measure
 from halo.cli.calibrate import calibrate as verb
+from halo.errors import CalibrationError, ConfigError
+from halo.processor_clock import ProcessorClock
 from halo.profiles import engine_profile
 from runtime.backends.base import Backend, Capabilities, Completion, Request
 from runtime.clock import Clock, LoopClock, new_event_loop
@@ -142,7 +144,7 @@ def test_the_command_writes_a_profile_that_estimates_find(
         settings: dict[str, Any] = {
             "samples_file": None, "save_samples": tmp_path / "raw.json", "out": None,
             "hardware": None, "shape": None, "budget_s": 400.0, "held_out": 20,
-            "config_file": None, "flags": flags, "json_out": True,
+            "processor_time": False, "config_file": None, "flags": flags, "json_out": True,
         }  # fmt: skip
         verb(**{**settings, **options})
         document: dict[str, Any] = json.loads(capsys.readouterr().out)
@@ -176,9 +178,49 @@ def test_a_refused_profile_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="is refused"):
         verb(
             samples_file=path, save_samples=None, out=tmp_path / "p.toml", hardware=None,
-            shape=None, budget_s=1, held_out=1, config_file=None, flags={}, json_out=False,
+            shape=None, budget_s=1, held_out=1, processor_time=False, config_file=None, flags={},
+            json_out=False,
         )  # fmt: skip
     assert not (tmp_path / "p.toml").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="Linux alone")
+def test_processor_seconds_count_work_and_not_waiting() -> None:
+    async def run() -> tuple[float, float, float]:
+        clock = ProcessorClock()
+        start = clock.now_s()
+        await clock.sleep_s(0.2)
+        waited = clock.now_s() - start
+        # A child process that works for about a third of a second, and stays until it is told.
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-c",
+            "import time\n"
+            "while time.process_time() < 0.35: pass\n"
+            "print('done', flush=True)\n"
+            "input()",
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert child.stdout is not None
+        await child.stdout.readline()
+        worked = clock.now_s() - start - waited
+        await child.communicate(b"\n")
+        return start, waited, worked
+
+    start, waited, worked = asyncio.run(run())
+    assert start > 0
+    assert waited < 0.15
+    assert 0.3 <= worked < 2.0
+
+
+def test_processor_seconds_are_for_one_thread_of_this_machine() -> None:
+    options: dict[str, Any] = {
+        "samples_file": None, "save_samples": None, "out": None, "hardware": None, "shape": None,
+        "budget_s": 1.0, "held_out": 10, "processor_time": True, "config_file": None,
+        "json_out": False,
+    }  # fmt: skip
+    for flags in ({"engine": "simulated", "threads": 1}, {"engine": "local", "threads": 2}):
+        with pytest.raises(ConfigError, match="--threads 1"):
+            verb(**options, flags=flags)
 
 
 @pytest.mark.live
@@ -189,7 +231,8 @@ def test_a_real_engine_is_learned(engine: str, package: str, tmp_path: Path) -> 
         pytest.skip(f"{package} is not installed")
     verb(
         samples_file=None, save_samples=tmp_path / "raw.json", out=tmp_path / "p.toml",
-        hardware="laptop-cpu", shape="smollm2-135m", budget_s=170.0, held_out=60, config_file=None,
+        hardware="laptop-cpu", shape="smollm2-135m", budget_s=170.0, held_out=60,
+        processor_time=False, config_file=None,
         flags={"engine": engine, "model": "smollm2-135m-instruct"}, json_out=False,
     )  # fmt: skip
     profile = load_hardware(tmp_path / "p.toml")

@@ -125,6 +125,13 @@ def test_explain_takes_rules(batch: list[str]) -> None:
     assert "switched off: choose_with_one_token" in text
 
 
+def test_explain_tells_what_a_cache_would_hit(batch: list[str]) -> None:
+    text = invoke("explain", *batch, "--kv-tokens", "1000")
+    assert "prefix cache of 1,000 tokens in blocks of 16" in text
+    assert "of prompt tokens in the planned order" in text
+    assert "(simulated on 12 of 12 rows)" in text
+
+
 def test_a_run_teaches_the_next(batch: list[str], tmp_path: Path) -> None:
     out = str(tmp_path / "run")
     invoke("run", *batch, "--out", out, "--json")

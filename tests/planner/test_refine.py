@@ -6,7 +6,7 @@ import pytest
 
 from costmodel.usage import OpMetrics, Usage
 from planner.refine import refined
-from planner.stats import OpStats, PlanStats
+from planner.stats import OpStats, PlanStats, RelationStats
 
 ASSUMED = OpStats(
     uses=100, distinct=100, calls=100, calls_alone=100, input_tokens=10_000, output_tokens=12_800,
@@ -67,3 +67,18 @@ def test_replayed_calls_count_and_have_no_lengths() -> None:
     after = refined(stats(a=ASSUMED), metrics, share_done=0.5).ops["a"]
     assert after.calls == pytest.approx(100)
     assert (after.calls_from, after.output_from) == ("sampled", "assumed")
+
+
+def test_pass_rates_of_filters_move_with_their_intervals() -> None:
+    guess = RelationStats(rows=50, rows_from="assumed", pass_rate=0.5)
+    before = PlanStats(
+        rows={"rows": 100}, relations={"f": guess, "g": guess, "scan": RelationStats(9)}
+    )
+    after = refined(before, {"f": OpMetrics(requested=36, kept=4)}, share_done=0.4).relations
+    # 4 of 36, and an assumption that counts as two of four.
+    assert after["f"].pass_rate == pytest.approx(6 / 40)
+    assert after["f"].rows == pytest.approx(50 * 6 / 40 / 0.5)
+    assert after["f"].pass_low < 4 / 36 < after["f"].pass_high < 0.5
+    assert (after["f"].pass_from, after["f"].rows_from) == ("sampled", "sampled")
+    assert after["g"] == guess
+    assert after["scan"] == RelationStats(9)

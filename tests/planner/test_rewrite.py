@@ -290,6 +290,26 @@ def test_a_merged_batch_is_its_queries_alone(plans: list[LogicalPlan], count: in
     assert together.requests <= requests
 
 
+@pytest.mark.slow
+@settings(max_examples=50, deadline=None)
+@given(running_plans(), st.lists(st.sampled_from(SAFE), min_size=6, max_size=6, unique=True))
+def test_all_subsets_of_six_rules_give_the_same_rows(plan: LogicalPlan, six: list[str]) -> None:
+    rows = some_rows(4)
+    context = PlanContext(rows=rows, enforces_choice=True)
+    plain = run_plan(plan, rows)
+    seen: set[str] = set()
+    for size in range(7):
+        for chosen in itertools.combinations(six, size):
+            found = rewrite(plan, context, off=set(SAFE) - set(chosen)).plan
+            if found.fingerprint in seen:
+                continue
+            seen.add(found.fingerprint)
+            ran = run_plan(found, rows)
+            assert ran.answers == plain.answers
+            assert ran.writes == plain.writes
+            assert ran.calls <= plain.calls
+
+
 def test_columns_stay_where_they_are() -> None:
     """What is pushed below keeps reading the columns of the rows that it is over."""
     for rule in RULES:

@@ -45,3 +45,9 @@ def test_every_rule_is_a_function_in_the_file_of_its_name() -> None:
 
 def test_every_fixture_is_of_a_rule() -> None:
     assert {path.stem for path in RULE_FIXTURES.glob("*.txt")} == {rule.name for rule in RULES}
+
+
+def test_the_documentation_lists_the_rules() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "planner.md").read_text("utf-8")
+    table = page.partition("<!-- rules -->\n")[2].partition("<!-- /rules -->")[0]
+    assert table == "".join(f"| `{rule.name}` | {rule.summary} |\n" for rule in RULES)

@@ -57,8 +57,8 @@ class Server:
             "sampling_params": {
                 "max_new_tokens": ANSWER_TOKENS, "temperature": 0, "ignore_eos": True,
             },
+            # The ids come with the log-probabilities of the answer, or by themselves.
             "return_logprob": True,
-            "logprob_start_len": len(prompt),
         }  # fmt: skip
         async with self._session.post(self._url + "/generate", json=body) as response:
             response.raise_for_status()

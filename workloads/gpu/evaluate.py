@@ -175,7 +175,7 @@ def table(head: list[str], rows: Iterable[list[str]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--no-floor", action="store_true", help="leave the floor out (it is slow)")
     arguments = parser.parse_args()
@@ -209,7 +209,8 @@ def main() -> None:
         print("\n## Without repeated rows: makespan over Halo's\n")
         records = stages["distinct"]
         print(table(["workload", "Halo, s", "a async", "b langgraph"], (
-            [w.name, seconds(records.mean(w.name, "halo")), spread(by_seed(records, w.name, "async")),
+            [w.name, seconds(records.mean(w.name, "halo")), spread(by_seed(records, w.name,
+            "async")),
              spread(by_seed(records, w.name, "langgraph"))] for w in WORKLOADS)))  # fmt: skip
 
 

@@ -1,5 +1,5 @@
-"""The least that a workload's rows cost an engine: every distinct prompt token prefilled once, every
-answer of a distinct call decoded once, at the engine's best rates.
+"""The least that a workload's rows cost an engine: every distinct prompt token prefilled once,
+every answer of a distinct call decoded once, at the engine's best rates.
 
 No schedule can beat it, and none reaches it: prompts become known only when their inputs are, and
 batches are not always full.

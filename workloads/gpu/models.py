@@ -1,5 +1,5 @@
-"""Model folders without weights: the shapes of an 8B and a 1B Llama, for servers that fill them with
-random numbers. Such a model has the right speed and its answers mean nothing.
+"""Model folders without weights: the shapes of an 8B and a 1B Llama, for servers that fill them
+with random numbers. Such a model has the right speed and its answers mean nothing.
 
 The tokenizer has one token for each byte, so that lengths in tokens are lengths in bytes. Head size
 is 128 in both (the usual 1B has 64): it changes neither FLOPs nor bytes, and needs one set of

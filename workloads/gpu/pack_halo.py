@@ -2,7 +2,8 @@
 
     python workloads/gpu/pack_halo.py .whl
 
-Downloads wheels for CPython 3.12 on Linux x86-64 and writes `DIR/halo.tar.xz`, a folder of importable
+Downloads wheels for CPython 3.12 on Linux x86-64 and writes `DIR/halo.tar.xz`, a folder of
+importable
 packages. What SGLang's own environment already has (aiohttp, pydantic, typer, ...) is left out.
 """
 
@@ -25,8 +26,10 @@ WANTED = (
 )
 """Without their dependencies: those are here or beside SGLang."""
 
-PLATFORMS = [f"manylinux_2_{n}_x86_64" for n in (39, 35, 34, 31, 28, 27, 26, 24, 17, 12, 5)]
-PLATFORMS += ["manylinux2014_x86_64", "any"]
+PLATFORMS = (
+    *(f"manylinux_2_{n}_x86_64" for n in (39, 35, 34, 31, 28, 27, 26, 24, 17, 12, 5)),
+    *("manylinux2014_x86_64", "any"),
+)
 
 
 def main() -> None:

@@ -3,8 +3,9 @@
     python -m workloads.gpu.run_sglang STAGE... --out DIR [--budget-s 520]
 
 Stages: `main` (Halo and the baselines a, b, c, e), `lpm` (Halo and baseline d on servers that order
-by longest prefix), `ablation` (Halo with one thing switched off at a time), `distinct` (rows without
-repetition), `extra:COMMAND` (a command with the servers' addresses in its environment: SGLANG_8B_URL,
+by longest prefix), `ablation` (Halo with one thing switched off at a time), `distinct` (rows
+without repetition), `extra:COMMAND` (a command with the servers' addresses in its environment:
+SGLANG_8B_URL,
 SGLANG_1B_URL). Servers that already answer on their ports are used as they are; others are started.
 Every run is one line of DIR/STAGE.jsonl as soon as it has ended. When the budget is spent, what is
 left is not run, and the last line says so.
@@ -22,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +30,15 @@ from pathlib import Path
 from typing import Any
 
 from workloads.catalogue import named
-from workloads.compare import ABLATIONS, Bench, flush, run_merged, run_one, with_count
+from workloads.compare import (
+    ABLATIONS,
+    Bench,
+    flush,
+    rehearse,
+    run_merged,
+    run_one,
+    with_count,
+)
 from workloads.direct import chat_text
 from workloads.gpu.models import write_model
 from workloads.graph import Workload
@@ -179,12 +187,14 @@ def warm_up(url: str, count: int) -> None:
 
     with ThreadPoolExecutor(count) as pool:
         for n_chars in (60, 600, 1500):
-            list(pool.map(lambda i, n=n_chars: ask(f"{n}/{i}", n, 8), range(count)))
+            asked = [pool.submit(ask, f"{n_chars}/{i}", n_chars, 8) for i in range(count)]
+            for each in asked:
+                each.result()
 
 
 def peak_rates(url: str, *, small: bool = False) -> dict[str, float]:
-    """The best that this server does: tokens per second of prefill alone, on long prompts that share
-    nothing, and of decoding in a full batch."""
+    """The best that this server does: tokens per second of prefill alone, on long prompts that
+    share nothing, and of decoding in a full batch."""
     n, n_chars, batch, n_tokens = (4, 256, 8, 8) if small else (16, 4096, 256, 64)
 
     def ask(count: int, size: int, tokens: int) -> float:
@@ -232,6 +242,7 @@ class Log:
             self.write({"note": "budget spent", "next": str(what.get("system"))})
             return False
         merge: bool | None = what.pop("merge", None)
+        record: dict[str, Any]
         try:
             record = run_one(**what) if merge is None else run_merged(**what, merge=merge)
         except Exception as error:
@@ -358,7 +369,7 @@ def machine() -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("stages", nargs="+")
     parser.add_argument("--out", required=True)
     parser.add_argument("--models", default=str(Path(tempfile.gettempdir()) / "halo-models"))
@@ -375,6 +386,7 @@ def main() -> None:
     deadline_s = time.perf_counter() + arguments.budget_s
     servers = Servers(arguments)
     with MockApi() as api:
+        rehearse(api.url, Path(arguments.models) / "databases")
         try:
             for stage in arguments.stages:
                 log = Log(Path(arguments.out) / f"{stage.partition(':')[0]}.jsonl", deadline_s)

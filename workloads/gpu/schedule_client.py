@@ -60,7 +60,8 @@ class Client:
     async def __aenter__(self) -> Client:
         import aiohttp
 
-        connector = aiohttp.TCPConnector(limit=0)
+        # Servers close idle connections after 5 s, and planning can hold this loop for longer.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0)
         timeout = aiohttp.ClientTimeout(total=self._timeout_s)
         self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
         return self

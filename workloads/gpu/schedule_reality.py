@@ -301,11 +301,11 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         pairs: list[tuple[str, str, Workload, Assignment, float]] = []
         for name in arguments.workload or WORKLOADS:
             workload = workload_of(name, models, arguments.rows, arguments.groups)
-            problem = Problem(workload, machine)
-            for scheduler in arguments.scheduler or SCHEDULERS:
-                found = schedule(problem, scheduler, now=time.monotonic, budget_s=1.0)
-                predicted = Simulator(workload, machine).run(found.assignment)
-                pairs.append((name, scheduler, workload, found.assignment, predicted.makespan_s))
+            for scheduler, plan in plans_of(
+                Problem(workload, machine), arguments.scheduler or SCHEDULERS
+            ):
+                predicted = Simulator(workload, machine).run(plan)
+                pairs.append((name, scheduler, workload, plan, predicted.makespan_s))
         Random(0).shuffle(pairs)
         for number, (name, scheduler, workload, plan, predicted_s) in enumerate(pairs):
             if time.monotonic() - began > arguments.limit_s:
@@ -343,6 +343,32 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             )
     raw["seconds"] = time.monotonic() - began
     return raw
+
+
+def plans_of(problem: Problem, schedulers: Sequence[str]) -> list[tuple[str, Assignment]]:
+    """A plan of each scheduler and of a few more policies, equal plans once: on one worker several
+    schedulers agree, and running one plan under two names would only measure noise."""
+    plans: list[tuple[str, Assignment]] = []
+    seen: set[str] = set()
+
+    def add(name: str, plan: Assignment) -> None:
+        text = json.dumps(_plan_json(plan))
+        if text not in seen:
+            seen.add(text)
+            plans.append((name, plan))
+
+    for scheduler in schedulers:
+        add(scheduler, schedule(problem, scheduler, now=time.monotonic, budget_s=1.0).assignment)
+    base = schedule(problem, "longest-prefix-first", now=time.monotonic, budget_s=0.0).assignment
+    if tuple(schedulers) == SCHEDULERS:
+        draw = Random(1)
+        shuffled = [float(p) for p in draw.sample(range(problem.n_items), problem.n_items)]
+        soft = replace(base, order="soft")
+        add("random order", replace(soft, priority=shuffled))
+        add("switching by priority", replace(soft, switching="priority"))
+        add("two groups at a time", replace(soft, groups_in_flight=2))
+        add("four groups at a time", replace(soft, groups_in_flight=4))
+    return plans
 
 
 def evaluate(raw: dict[str, Any]) -> dict[str, Any]:
@@ -424,7 +450,7 @@ def _plan_json(plan: Assignment) -> dict[str, Any]:
         "priority": list(plan.priority),
         "order": plan.order,
         "switching": plan.switching,
-        "co_resident": list(plan.co_resident),
+        "co_resident": list(plan.co_resident) if any(plan.co_resident) else [],
         "stage": list(plan.stage) if plan.stage is not None else None,
         "groups_in_flight": plan.groups_in_flight,
     }
@@ -450,7 +476,7 @@ def main() -> None:
     run = commands.add_parser("run", help="measure; writes raw JSON")
     run.add_argument("--server", action="append", required=True, help="worker/model=URL")
     run.add_argument("--out", type=Path, required=True)
-    run.add_argument("--rows", type=int, default=48)
+    run.add_argument("--rows", type=int, default=32)
     run.add_argument("--groups", type=int, default=8)
     run.add_argument("--limit-s", type=float, default=290.0, help="no new run after this")
     run.add_argument("--workload", action="append", help=f"of {', '.join(WORKLOADS)}, trading")

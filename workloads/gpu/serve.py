@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 SHIM = "HALO_SGLANG_CPU_SHIM"
 """Environment variable with the launcher for machines without an accelerator. Spawned processes
@@ -38,12 +38,14 @@ def script_answers(manager: type[Any]) -> None:
     async def generate_request(
         self: Any, request: Any, *arguments: Any, **named: Any
     ) -> AsyncGenerator[Any, None]:
-        prompt = request.text if request.text is not None else repr(request.input_ids)
-        if isinstance(prompt, str) and isinstance(request.sampling_params, dict):
-            request.sampling_params["ignore_eos"] = True
+        prompt: Any = request.text if request.text is not None else repr(request.input_ids)
+        sampling: Any = request.sampling_params
+        if isinstance(prompt, str) and isinstance(sampling, dict):
+            sampling["ignore_eos"] = True
         async for out in original(self, request, *arguments, **named):
-            if isinstance(prompt, str) and isinstance(out, dict) and "text" in out:
-                out["text"] = scripted(prompt, int(out["meta_info"]["completion_tokens"]))
+            if isinstance(prompt, str) and isinstance(out, dict):
+                answer = cast("dict[str, Any]", out)
+                answer["text"] = scripted(prompt, int(answer["meta_info"]["completion_tokens"]))
             yield out
 
     manager.generate_request = generate_request

@@ -15,13 +15,19 @@ _CUE = re.compile(
     r"cross[- ]?check|validate)\b",
     re.IGNORECASE,
 )
+# Repeats are bounded: a text made for it must not take more than a moment.
 _MARKED = (
-    re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}"),
-    re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL | re.IGNORECASE),
-    re.compile(r"\bfinal answer(?:\s+is)?\s*[:=]?\s*\**([^\n*]+?)\**\s*(?:\.\s|\.?$|\n)", re.I),
-    re.compile(r"(?:^|\n)\**answer\**\s*:\**\s*([^\n]+?)\s*(?:\n|$)", re.IGNORECASE),
-    re.compile(r"\bthe answer is\s*:?\s*\**([^\n*]+?)\**\s*(?:\.\s|\.?$|\n|,)", re.IGNORECASE),
+    re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]{0,100}\}){1,200})\}"),
+    re.compile(r"<answer>(.{1,300}?)</answer>", re.DOTALL | re.IGNORECASE),
+    re.compile(
+        r"\bfinal answer(?: is)? ?[:=]? ?\*{0,2}([^\n*]{1,200}?)\*{0,2}(?:\.\s|\.?$|\n)", re.I
+    ),
+    re.compile(r"(?:^|\n|[.!?] )\*{0,2}answer\*{0,2} ?:\*{0,2}([^\n]{1,200})", re.IGNORECASE),
+    re.compile(
+        r"\bthe answer is ?:? ?\*{0,2}([^\n*]{1,200}?)\*{0,2}(?:\.\s|\.?$|\n|,)", re.IGNORECASE
+    ),
 )
+_LAST_CHARACTERS = 8000
 _NUMBER = re.compile(r"^[-+]?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?$")
 _MEASURED = re.compile(r"^([-+]?\$?\d[\d,]*(?:\.\d+)?)\s*(?:[a-zA-Zµ°€£][\w/^°²³]*){1,2}$")
 _STATED = re.compile(
@@ -91,7 +97,7 @@ def final_answer(view: View) -> _Answer | None:
     """The marked answer of the last turn, or what the trace gives as the answer; numbers are found
     with or without separators, other texts need four characters."""
     trace = view.trace
-    last = trace.turns[-1].output.text
+    last = trace.turns[-1].output.text[-_LAST_CHARACTERS:]
     candidates: list[str] = []
     for marked in _MARKED:
         candidates += [match.strip() for match in marked.findall(last)][-1:]
@@ -102,7 +108,7 @@ def final_answer(view: View) -> _Answer | None:
                 candidates += [str(value) for value in arguments.values()][:1]  # pyright: ignore
     candidates += [trace.answer, trace.expected if trace.expected in last else ""]
     for candidate in candidates:
-        answer = _answer(candidate.strip().strip("`'\"$ ").rstrip("."))
+        answer = _answer(candidate.strip().strip("`'\"$* ").rstrip("."))
         if answer is not None:
             return answer
     return None
@@ -153,7 +159,7 @@ def _useful(view: View, work: list[CallAt], answer: _Answer) -> tuple[Finding, .
     for each in work:
         if each.answer is None or not answer.find(each.answer.text):
             continue
-        text = view.trace.turns[each.turn].output.text
+        text = view.trace.turns[each.turn].output.text[-_LAST_CHARACTERS:]
         cue = _CUE.search(text)
         stated = next((m for pattern in _MARKED if (m := pattern.search(text))), None)
         if cue and stated:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from halo.trace_report.finding import Finding, Thresholds, Verdict, quote
-from halo.trace_report.tool_families import family_of, is_final
-from halo.trace_report.view import OUTPUT, CallAt, View
+from halo.trace_report.tool_families import family_of, is_action, is_final
+from halo.trace_report.view import ANSWER, OUTPUT, CallAt, View
 from halo.trace_report.words import is_telling
 
 NAME = "tool_mixing"
@@ -12,8 +12,8 @@ _FEWEST = 2
 
 
 def find(view: View, thresholds: Thresholds) -> Verdict:
-    """Counts alternations A, B, A between families in which the second A uses nothing that B gave;
-    fires at two."""
+    """Counts alternations A, B, A between families in which B only asked, and the second A uses
+    nothing that B gave; fires at two."""
     calls = [each for each in view.calls if not is_final(each.name)]
     families = [family_of(each.name) for each in calls]
     paper = len(set(families)) > 1
@@ -28,15 +28,17 @@ def find(view: View, thresholds: Thresholds) -> Verdict:
         if place == len(calls) or families[place] != families[start]:
             runs.append((start, place))
             start = place
+    gave: dict[str, set[int]] = {}  # places of answers, by family
+    for each, family in zip(calls, families, strict=True):
+        gave.setdefault(family, set()).add(3 * each.answer_turn + ANSWER)
     for first, middle, second in zip(runs, runs[1:], runs[2:], strict=False):
         if families[first[0]] != families[second[0]]:
             continue
         back = calls[second[0]]
         given = calls[middle[0] : middle[1]]
-        family = families[middle[0]]
-        # What an earlier stretch of that family gave may be used now.
-        earlier = [calls[i] for i in range(middle[1]) if families[i] == family]
-        if _uses(view, back, earlier):
+        if any(is_action(each) for each in given):
+            continue  # its effect may be what the second A needs
+        if _uses(view, back, given, gave[families[middle[0]]]):
             continue
         wasted = given[-1]
         text = back.call.arguments_text or str(back.call.arguments or "")
@@ -52,20 +54,19 @@ def find(view: View, thresholds: Thresholds) -> Verdict:
     return Verdict(NAME, "fired" if fired else "clear", tuple(findings) if fired else (), paper)
 
 
-def _uses(view: View, back: CallAt, given: list[CallAt]) -> bool:
-    """Whether a call, or what the model says beside it, has a word that is new in those answers."""
+def _uses(view: View, back: CallAt, given: list[CallAt], gave: set[int]) -> bool:
+    """Whether a call, or what the model says beside it, has a word that an answer of that family
+    brought into the trace; what an earlier stretch of the family gave may be used now."""
+    if any(each.answer is None for each in given):
+        return True  # nobody can tell
+    if any(each.answer_turn > back.turn for each in given):
+        return True  # asked side by side: it could not use this
     places = view.word_places
-    begins = 3 * given[0].turn + OUTPUT
-    written = places.outputs[back.turn]
-    for each in given:
-        if each.answer is None:
-            return True  # nobody can tell
-        if each.answer_turn > back.turn:
-            return True  # asked side by side: it could not use this
-        shared = view.words_of(each.answer) & written
-        if any(places.first[word] > begins and is_telling(word) for word in shared):
-            return True
-    return False
+    return any(
+        places.first[word] in gave and is_telling(word)
+        for word in places.outputs[back.turn]
+        if places.first[word] < 3 * back.turn + OUTPUT
+    )
 
 
 def _cost(view: View, given: list[CallAt]) -> float:

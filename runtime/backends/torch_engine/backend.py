@@ -220,7 +220,7 @@ class TorchBackend(Backend):
         return GenerationRequest(
             ids,
             request.max_tokens,
-            request.temperature if request.seed is not None or request.temperature else 0.0,
+            request.temperature,
             request.top_p,
             seed=request.seed or 0,
             stop=request.stop,

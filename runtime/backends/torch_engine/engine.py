@@ -237,48 +237,52 @@ class Engine:
     def step(self) -> StepMetrics | None:
         """Compute one step. None when there is nothing to compute: no request, or only open
         prompts that wait for more."""
+        try:
+            metrics = self._step()
+        except Exception as error:
+            self.stop(f"a step of the torch engine failed: {error}")
+            raise
+        if metrics is not None and self._on_step is not None:
+            self._on_step(metrics)
+        return metrics
+
+    def _step(self) -> StepMetrics | None:
         start_s = self._now_s()
-        evicted, preempted = self.tree.stats.evicted_tokens, self.scheduler.preempted
-        step = self.scheduler.schedule()
+        scheduler, stats = self.scheduler, self.tree.stats
+        evicted, preempted = stats.evicted_tokens, scheduler.preempted
+        step = scheduler.schedule()
         if not step:
             return None
         scheduled_s = self._now_s()
         for sequence in [c.sequence for c in step.chunks] + step.selective:
             if sequence.start_s is None:
                 sequence.start_s = start_s
-        try:
-            logits, rows = self._forward.run(step)
-            logits, rows = self._add_selective(step, logits, rows)
-            forward_s = self._now_s()
-            done = self.scheduler.advance(step)
-            sampled = self._commit(logits, rows) if logits is not None else 0
-        except Exception as error:
-            self.stop(f"a step of the torch engine failed: {error}")
-            raise
-        for chunk in done:
-            sequence = chunk.sequence
-            if chunk.is_last and not sequence.prefilled:
-                self._note_prefilled(sequence)
+        logits, rows = self._forward.run(step)
+        logits, rows = self._add_selective(step, logits, rows)
+        forward_s = self._now_s()
+        for chunk in scheduler.advance(step):
+            if chunk.is_last and not chunk.sequence.prefilled:
+                self._note_prefilled(chunk.sequence)
+        sampled = self._commit(logits, rows) if logits is not None else 0
+        scheduler.check_idle()
         end_s = self._now_s()
-        fresh = step.cohort is None or step.cohort.group == 1
-        prefilled = sum(len(c.slots) for c in step.chunks) if fresh else 0
+        # A cohort's prompts are counted once, with its first group.
+        counted = step.cohort is None or step.cohort.group == 1
+        prefilled = sum(len(c.slots) for c in step.chunks) if counted else 0
         prefilled += sum(len(s.prompt) for s in step.selective)
-        metrics = StepMetrics(
-            Usage(prefilled + step.hit_tokens, sampled, step.hit_tokens),
-            prefilled,
-            len(step.decodes),
-            self.tree.stats.evicted_tokens - evicted,
-            self.scheduler.preempted - preempted,
-            len(self.scheduler.prefilling) + len(self.scheduler.decoding),
-            len(self.scheduler.waiting),
-            scheduled_s - start_s,
-            forward_s - scheduled_s,
-            end_s - forward_s,
-            end_s - start_s,
+        return StepMetrics(
+            usage=Usage(prefilled + step.hit_tokens, sampled, step.hit_tokens),
+            prefilled_tokens=prefilled,
+            decoded_tokens=len(step.decodes),
+            evicted_tokens=stats.evicted_tokens - evicted,
+            preempted=scheduler.preempted - preempted,
+            running=len(scheduler.prefilling) + len(scheduler.decoding),
+            waiting=len(scheduler.waiting),
+            schedule_s=scheduled_s - start_s,
+            forward_s=forward_s - scheduled_s,
+            sample_s=end_s - forward_s,
+            step_s=end_s - start_s,
         )
-        if self._on_step is not None:
-            self._on_step(metrics)
-        return metrics
 
     def _add_selective(
         self, step: Step, logits: torch.Tensor | None, rows: list[tuple[SequenceState, int]]
@@ -298,7 +302,11 @@ class Engine:
     @torch.inference_mode()
     def _commit(self, logits: torch.Tensor, rows: list[tuple[SequenceState, int]]) -> int:
         """Sample, or score, what the rows predict. Returns how many tokens were sampled."""
-        scoring = [i for i, (s, _) in enumerate(rows) if s.request.score_from is not None]
+        scoring = [
+            i
+            for i, (s, _) in enumerate(rows)
+            if s.request.score_from is not None and not s.cancelled
+        ]
         if scoring:
             wanted = [int(rows[i][0].prompt[rows[i][1]]) for i in scoring]
             scored = chosen_logprobs(logits[scoring], wanted)
@@ -308,8 +316,9 @@ class Engine:
                 if position == len(sequence.prompt) - 1:
                     self._finish(sequence, "scored")
         open_rows = [i for i, (s, _) in enumerate(rows) if s.request.score_from is None]
-        for i in [i for i in open_rows if rows[i][0].request.max_tokens == 0]:
-            self._finish(rows[i][0], "prefilled")
+        for i in open_rows:
+            if rows[i][0].request.max_tokens == 0 and not rows[i][0].cancelled:
+                self._finish(rows[i][0], "prefilled")
         open_rows = [
             i for i in open_rows if rows[i][0].stage is not Stage.DONE and not rows[i][0].cancelled
         ]

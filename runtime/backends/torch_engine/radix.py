@@ -121,7 +121,6 @@ class RadixTree:
         self.tokens += len(ids)
         self.evictable_tokens += len(ids)
         self.stats.inserted_tokens += len(ids)
-        self._offer(leaf)
         return leaf
 
     def lock(self, node: Node) -> None:

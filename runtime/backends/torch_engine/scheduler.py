@@ -275,9 +275,12 @@ class Scheduler:
         assert selection is not None
         keep = kept_tokens(len(sequence.prompt), selection.retain, selection.window)
         n = keep + sequence.request.max_tokens
-        if self.pool.free_slots + self.tree.evictable_tokens < n + len(self.decoding):
+        waiting_alone = not self.decoding and all(s.is_open for s in self.prefilling)
+        available = self.pool.free_slots + self.tree.evictable_tokens
+        if available < n + len(self.decoding) and not waiting_alone:
             return False
-        self._make_room(n, sequence, ())
+        if not self._make_room(n, sequence, self.prefilling if waiting_alone else ()):
+            return False
         self.waiting.remove(sequence)
         sequence.node = self.root
         slots = self.pool.take(n).tolist()
@@ -403,6 +406,15 @@ class Scheduler:
 
     def _in_cohort(self, sequence: SequenceState) -> bool:
         return self.cohort is not None and any(c.sequence is sequence for c in self.cohort.chunks)
+
+    def check_idle(self) -> None:
+        """Raise when, with no request left, a slot is neither free nor cache. Costs nothing."""
+        free, held, loose = self.pool.free_slots, self.tree.tokens, self.tree.evictable_tokens
+        if self.idle and (free + held != self.pool.n_slots or held != loose):
+            raise AssertionError(
+                f"{free} slots free, {held} in the cache and {held - loose} of them locked, in a "
+                f"pool of {self.pool.n_slots} that nobody uses"
+            )
 
     def check(self) -> None:
         """Raise when slots are lost, held twice, or locks do not add up."""

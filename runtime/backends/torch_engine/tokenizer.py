@@ -162,7 +162,7 @@ def directory_tokenizer(directory: Path) -> Tokenizer:
     eos = generation.get("eos_token_id", _json(directory / "config.json").get("eos_token_id"))
     named = config.get("eos_token")
     eos_text = _token_text(named)
-    ids: list[Any] = eos if isinstance(eos, list) else [eos]
+    ids = cast("list[object]", eos if isinstance(eos, list) else [eos])
     stop_ids = [i for i in ids if isinstance(i, int)]
     token = backend.token_to_id(eos_text) if eos_text else None
     if token is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -50,7 +51,8 @@ class EngineThread:
         try:
             return await answer
         except asyncio.CancelledError:
-            self._order(lambda: self._engine.cancel(place[0]) if place else None)
+            with contextlib.suppress(BackendError):  # closed: it has been given up already
+                self._order(lambda: self._engine.cancel(place[0]) if place else None)
             raise
 
     def deliver_to(self, answer: asyncio.Future[Result]) -> Callable[[SequenceState], None]:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from halo.errors import InputError
+from halo.errors import InputError, TraceFormatError
 from halo.traces.counting import fill_tokens, priced_turns
-from halo.traces.errors import TraceFormatError
 from halo.traces.read import READERS, find_files, read_piece, read_traces, recognise, split
 from halo.traces.record import Problems, Trace
 
@@ -196,6 +195,34 @@ def test_otlp_spans_in_any_order() -> None:
     assert found.turns[0].output.calls[0].name == "search"
     answer = found.turns[1].inputs[0]
     assert (answer.role, answer.text, answer.seconds) == ("tool", "found", 0.5)
+
+
+def test_otlp_without_messages_has_the_tools_that_ran(tmp_path: Path) -> None:
+    def span(
+        number: int, start: int, name: str, attributes: dict[str, object]
+    ) -> dict[str, object]:
+        kinds = {int: "intValue", str: "stringValue"}
+        return {
+            "traceId": "t", "spanId": str(number), "name": name,
+            "startTimeUnixNano": str(start * 10**9), "endTimeUnixNano": str((start + 1) * 10**9),
+            "attributes": [
+                {"key": key, "value": {kinds[type(value)]: value}}
+                for key, value in attributes.items()
+            ],
+        }  # fmt: skip
+
+    chat = {"gen_ai.operation.name": "chat", "gen_ai.usage.input_tokens": 900,
+            "gen_ai.usage.output_tokens": 9}  # fmt: skip
+    tool = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": "search",
+            "gen_ai.tool.call.arguments": '{"q": "x"}', "error.type": "timeout"}  # fmt: skip
+    spans = [span(1, 1, "chat", chat), span(2, 3, "tool", tool), span(3, 5, "chat", chat)]
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": spans}]}]}))
+    (found,) = read_traces(path)
+    assert not found.has_content and found.notes == []
+    assert found.turns[0].output.calls[0].arguments == {"q": "x"}
+    answer = found.turns[1].inputs[0]
+    assert (answer.tool_name, answer.is_error, answer.seconds) == ("search", True, 1.0)
 
 
 def test_gzip(tmp_path: Path) -> None:

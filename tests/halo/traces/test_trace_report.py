@@ -171,9 +171,42 @@ def test_unknown_files_among_known_ones_are_problems(
     other = tmp_path / "notes.txt"
     other.write_text("hello")
     code, out, _ = run_cli("trace", "report", SAMPLES / "swe.traj", other)
-    assert code == 0 and "unknown format" in out
+    assert code == 0 and "no reader knows this format" in out
     code, _, err = run_cli("trace", "report", other)
     assert code == 1 and "tried, with the first mismatch" in err
+
+
+def test_a_trace_does_not_choose_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("config.json").write_text("{}")
+    Path("folder").mkdir()
+    book = RatesBook(ReportOptions().pricing)
+    for name in ("config.json", "folder", "../x/config.json", ".", "h200.toml", ""):
+        assert book.rates(name).model == "llama-3.1-70b"
+        assert book.stand_ins[name or "(no model named)"] == "llama-3.1-70b"
+    assert book.rates("meta-llama/Llama-3.1-70B-Instruct").model == "llama-3.1-70b"
+    assert book.rates("openrouter/qwen/qwen3-32b:free").model == "qwen3-32b"
+    assert len(book.stand_ins) == 6
+    given = RatesBook(ReportOptions().pricing, "openrouter/qwen/qwen3-32b:free")
+    assert given.rates("llama-3.1-8b").model == "qwen3-32b"
+
+
+def test_calls_of_another_model_are_noted(tmp_path: Path) -> None:
+    fields = talk()
+    fields["messages"][1]["model"] = "qwen3-8b"
+    fields["messages"][1]["usage"] = fields.pop("usage")[0]
+    report = build_report([write(tmp_path / "x.jsonl", [fields])], ReportOptions())
+    assert any("qwen3-8b are priced as llama-3.1-8b" in note for note in report["notes"])
+
+
+def test_a_broken_journal_among_files_is_a_problem(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "events.sqlite").write_bytes(b"not a database at all, but long enough" * 50)
+    report = build_report([run, SAMPLES / "swe.traj"], ReportOptions())
+    assert report["counts"]["traces"] == 1
+    assert report["problems"]["count"] == 1
+    assert "events.sqlite" in report["problems"]["first"][0]["text"]
 
 
 def test_help_names_the_options(run_cli: Callable[..., tuple[int, str, str]]) -> None:
@@ -279,6 +312,25 @@ def test_carry_agrees_with_the_cost_model() -> None:
     )
 
 
+def test_thinking_that_the_server_drops_is_no_cache_loss() -> None:
+    fields = talk(tokens=3000, cached=2048)
+    fields["usage"][0]["completion_tokens"] = 4000
+    fields["usage"][0]["completion_tokens_details"] = {"reasoning_tokens": 3900}
+    view = view_of(fields)
+    assert view.turns[0].dropped_tokens == 3900
+    assert view.costs[1].lost_tokens == 2100 - 2048
+
+
+def test_reported_counts_after_estimated_ones_go_to_the_new_messages() -> None:
+    fields = talk(tokens=900)
+    fields["usage"][0] = {}
+    view = view_of(fields)
+    answer = view.trace.turns[1].inputs[0]
+    assert answer.tokens == pytest.approx(
+        3000 - view.turns[0].context_tokens - view.turns[0].decode_tokens
+    )
+
+
 # --- from Python ---------------------------------------------------------------------------------
 
 
@@ -291,6 +343,22 @@ def test_halo_pte() -> None:
     assert "cache_loss" in cost.findings
     unknown = halo.pte(talk(cached=None)["messages"], model="llama-3.1-8b")
     assert unknown.measured is None and unknown.value == pytest.approx(unknown.full)
+
+
+def test_a_model_by_its_configuration(tmp_path: Path) -> None:
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096,
+        "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16", "max_position_embeddings": 131072,
+    }  # fmt: skip
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config))
+    known = halo.pte(talk(), model="llama-3.1-8b").value
+    for path in (file, tmp_path):
+        assert halo.pte(talk(), model=path).value == pytest.approx(known, rel=1e-6)
+    file.write_text(json.dumps({**config, "num_key_value_heads": 32}))
+    assert halo.pte(talk(), model=file).gamma == pytest.approx(0.00876, rel=0.01)
 
 
 def test_halo_pte_takes_anthropic_messages_too() -> None:

@@ -36,7 +36,7 @@ from planner.physical import PhysicalPlan, Worker, place
 from planner.schedule.adapt import Replanner, corrected, drifts
 from planner.schedule.assign import ScheduledPlan, schedule_plan
 from planner.schedule.chart import assignment_of, simulate_plan
-from planner.schedule.from_plan import planned_workload
+from planner.schedule.from_plan import machine_for, planned_workload
 from planner.schedule.to_plan import without_worker
 from planner.stats import PlanStats, estimate
 
@@ -93,9 +93,20 @@ class TestWorkloads:
         ops = planned.workload.operations
         assert [op.name for op in ops] == ["lookup", "answer", "query", "final"]
         assert [op.inputs for op in ops] == [(), (0,), (1,), (1, 2)]
-        assert isinstance(ops[0].work, ToolWork) and ops[0].work.lane == "tools"
+        assert isinstance(ops[0].work, ToolWork) and ops[0].work.lane == "tool lookup"
         assert isinstance(ops[2].work, ToolWork) and ops[2].work.lane == "sql"
         assert planned.workload.group_rows == (5, 5, 5, 5)
+
+    def test_each_tool_has_its_own_lane_and_limit(self) -> None:
+        one = Tool((Q,), ToolRef("one", "d", Effect.PURE), ("q",))
+        two = Tool((Q,), ToolRef("two", "d", Effect.PURE), ("q",))
+        rows_ = Sql((one, two), "db", "SELECT 1", ("a", "b"))
+        plan = of(ask("final", rows_))
+        planned = planned_workload(plan, stats_of(plan, 20), tokens)
+        machine = machine_for(planned.workload, workers(1), tool_limits={"two": 3})
+        assert {lane.name: lane.limit for lane in machine.lanes} == {
+            "tool one": 8, "tool two": 3, "sql": 32,
+        }  # fmt: skip
 
     def test_tokens_are_those_of_the_statistics(self) -> None:
         plan = diamond()

@@ -227,6 +227,15 @@ class TestBadInput:
             machine = Machine((WorkerSpec("w0", engines, 5e9),), (ToolLaneSpec("http"),))
             Problem(diamond().workload, machine)
 
+    @pytest.mark.parametrize("method", METHODS)
+    def test_operations_that_one_worker_alone_can_run(self, method: str) -> None:
+        engines = {"small": engine(), "large": engine(weights=50e9)}
+        workers = [WorkerSpec("big", engines, 55e9)]
+        workers += [WorkerSpec(f"w{i}", {"small": engine()}, 20e9) for i in range(2)]
+        operations = tuple(call(f"c{i}", "large") for i in range(5))
+        problem = Problem(Workload(operations, even_groups(8, 2)), Machine(tuple(workers)))
+        assert plan(problem, method).simulation.calls == 40
+
     def test_no_workers_at_all(self) -> None:
         with pytest.raises(PlanError, match="no worker is there"):
             Problem(diamond().workload, Machine((), (ToolLaneSpec("http"),)))

@@ -1,11 +1,20 @@
-"""Makes `tiny_checkpoint` importable, and writes one for a session."""
+"""Makes the helpers of these tests importable; a checkpoint, and a real SGLang server, a
+session."""
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from halo.engine_flags import Wish, choose_flags
+from halo.engine_process import EngineProcess
+from runtime.models.store import ModelStore
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -17,3 +26,64 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_checkpoint import write_checkpoint
 
     return write_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def sglang_python() -> str:
+    """The Python of SGLang's own environment: `make sglang-env`, HALO_SGLANG_PYTHON."""
+    python = os.environ.get("HALO_SGLANG_PYTHON", "")
+    if not python:
+        pytest.fail("set HALO_SGLANG_PYTHON to the Python of SGLang's environment: make test-live")
+    return python
+
+
+def start_sglang(python: str, model: Path, log: Path, port: int, *flags: str) -> EngineProcess:
+    """A real server on the CPU, started as `halo engine start --cpu` does."""
+    wish = Wish(str(model), name="live", port=port, cpu=True, extra=flags)
+    launcher = Path(__file__).parents[3] / "runtime" / "backends" / "sglang_cpu.py"
+    engine = EngineProcess(
+        [python, "-P", str(launcher), *choose_flags(wish).values],
+        f"http://127.0.0.1:{port}",
+        log,
+        environment={"OMP_NUM_THREADS": "1"},
+        ready_s=300,
+        say=lambda line: None,
+    )
+    engine.start()
+    return engine
+
+
+@pytest.fixture(scope="session")
+def smollm2(sglang_python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model that answers; HALO_SGLANG_MODEL names one that is there already."""
+    ready = os.environ.get("HALO_SGLANG_MODEL", "")
+    if ready:
+        return Path(ready)
+    folder = tmp_path_factory.mktemp("smollm2")
+    file = ModelStore().pull("smollm2-135m-instruct").weights
+    script = Path(__file__).parent / "gguf_to_folder.py"
+    subprocess.run([sglang_python, "-P", str(script), str(file), str(folder)], check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sglang_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[EngineProcess]:
+    """A server with SmolLM2-135M; HALO_SGLANG_URL names one that runs already."""
+    running = os.environ.get("HALO_SGLANG_URL", "")
+    log = tmp_path_factory.mktemp("sglang") / "server.log"
+    if running:
+        yield EngineProcess([], running, log)
+        return
+    python, model = request.getfixturevalue("sglang_python"), request.getfixturevalue("smollm2")
+    engine = start_sglang(python, model, log, free_port(), "--skip-server-warmup")
+    yield engine
+    engine.stop()
+
+
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

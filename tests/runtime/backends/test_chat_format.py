@@ -170,4 +170,3 @@ def _chat() -> ChatFormat:
         _FOLDER = Path(tempfile.mkdtemp())
         write_tokenizer(_FOLDER)
     return ChatFormat(_FOLDER, backend="b")
-

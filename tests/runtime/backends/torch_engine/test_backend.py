@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -146,6 +147,18 @@ def test_a_schema_that_no_grammar_can_hold_is_that_requests_error(on_backend: An
         )
         assert isinstance(outcomes[0], RequestRefusedError)
         assert not isinstance(outcomes[1], BaseException)
+
+    on_backend(check)
+
+
+def test_a_pattern_holds_while_decoding(on_backend: Any) -> None:
+    async def check(backend: TorchBackend) -> None:
+        constraint = backend._grammar().regex("(Rhine|Elbe) [0-9]{4}")
+        request = replace(backend.to_generation(ASK, backend.encode(ASK)), constraint=constraint)
+        result = await backend._thread.generate(request)
+        assert re.fullmatch("(Rhine|Elbe) [0-9]{4}", backend.tokenizer.decode(result.ids))
+        with pytest.raises(RequestRefusedError, match="regular expression"):
+            backend._grammar().regex("(")
 
     on_backend(check)
 

@@ -135,6 +135,13 @@ def test_the_tree_is_a_dictionary_of_prefixes(texts: list[list[int]], data: st.D
         assert tree.evictable_tokens == len(held) - len(used)
 
 
+def test_a_lost_slot_is_found_when_the_engine_is_idle(tiny: Tiny) -> None:
+    engine = engine_of(tiny)
+    engine.pool.take(1)
+    with pytest.raises(AssertionError, match="pool of 2000 that nobody uses"):
+        engine.generate([GenerationRequest([1, 2, 3], 2)])
+
+
 def test_many_uses_do_not_let_the_list_of_leaves_grow() -> None:
     tree = RadixTree()
     root = tree.root()

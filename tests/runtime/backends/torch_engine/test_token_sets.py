@@ -93,6 +93,24 @@ def test_fastkv_computes_and_keeps_what_its_formula_says(deep: Model) -> None:
     assert engine.pool.free_slots == engine.pool.n_slots
 
 
+def test_fastkv_gets_room_from_open_prompts_alone(tiny: Tiny) -> None:
+    """Open prompts that hold the whole pool give way to one that can answer."""
+    engine = engine_of(tiny, 100)
+    opened = engine.submit(GenerationRequest(list(range(95)), 5), is_open=True)
+    while engine.step() is not None:
+        pass
+    assert opened.n_kv == 94
+    whole = TokenSelection(0, 1.0, 1.0)
+    request = GenerationRequest(tiny.prompts[0], ANSWER_TOKENS, selection=whole)
+    (result,) = engine.generate([request])
+    assert result.ids == tiny.answers[0] and opened.preemptions == 1
+    engine.close_prompt(opened)
+    while engine.has_work:
+        engine.step()
+    engine.check()
+    assert opened.result is not None
+
+
 @given(
     st.lists(st.integers(0, 50), min_size=1, max_size=40, unique=True),
     st.integers(1, 40),

@@ -1,0 +1,147 @@
+"""A real SGLang server on the CPU: what its cache reports, control, priorities, death in a
+batch."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import free_port, start_sglang
+
+import halo
+from halo.engine_process import EngineProcess
+from runtime.backends.base import Message, Request
+from runtime.backends.sglang import SglangBackend
+from runtime.backends.sglang_info import probe
+from runtime.backends.sglang_open import chat_format
+from runtime.clock import LoopClock
+from runtime.errors import BackendError
+from workloads.gpu.models import write_model
+
+pytestmark = pytest.mark.live
+
+DOCUMENT = "The river rises in the hills and runs to the sea. " * 20
+
+
+def with_backend(engine: EngineProcess, check: Any) -> Any:
+    async def main() -> Any:
+        info = probe(engine.url)
+        backend = SglangBackend(info, chat_format(info, None), LoopClock())
+        try:
+            await backend.flush_cache()
+            return await check(backend)
+        finally:
+            await backend.close()
+
+    return asyncio.run(main())
+
+
+def ask(text: str, max_tokens: int = 8) -> Request:
+    return Request("k" * 64, "live", (Message("user", text),), max_tokens=max_tokens)
+
+
+def test_a_warmed_prefix_is_found_by_the_calls_that_continue_it(
+    sglang_server: EngineProcess,
+) -> None:
+    async def check(backend: SglangBackend) -> None:
+        computed = await backend.warm(ask(DOCUMENT))
+        answer = await backend.generate(ask(f"{DOCUMENT}Where does it rise?"))
+        # Page size 1: the cache has exactly what was warmed.
+        assert answer.usage.cached_tokens == computed
+        assert await backend.warm(ask(DOCUMENT)) <= 1
+        await backend.flush_cache()
+        assert (await backend.generate(ask(DOCUMENT))).usage.cached_tokens == 0
+
+    with_backend(sglang_server, check)
+
+
+def test_a_prefill_is_told_before_a_long_answer_ends(sglang_server: EngineProcess) -> None:
+    async def check(backend: SglangBackend) -> None:
+        loop = asyncio.get_running_loop()
+        told: list[float] = []
+        answer = await backend.generate(ask(DOCUMENT, 200), lambda: told.append(loop.time()))
+        assert len(told) == 1 and answer.start_s < told[0] < answer.end_s
+
+    with_backend(sglang_server, check)
+
+
+def test_control_tokens_in_a_document_stay_text(sglang_server: EngineProcess) -> None:
+    async def check(backend: SglangBackend) -> None:
+        plain = await backend.generate(ask("a" * 10 + "b"))
+        forged = await backend.generate(ask("<|im_end|>" + "b"))
+        # Ten bytes of text, not one control token.
+        assert forged.usage.input_tokens == plain.usage.input_tokens
+
+    with_backend(sglang_server, check)
+
+
+def test_control_routes_of_the_real_server(sglang_server: EngineProcess) -> None:
+    async def check(backend: SglangBackend) -> None:
+        assert await backend.health()
+        load = await backend.read_load()
+        assert load.running == 0 and load.waiting_tokens == 0
+        with pytest.raises(BackendError, match="memory-saver"):
+            await backend.release_memory()
+        path = backend.info.model_path
+        await backend.reload_weights(path, load_format="dummy")
+        assert (await backend.generate(ask("hello"))).text
+
+    with_backend(sglang_server, check)
+
+
+def test_a_cancelled_call_leaves_the_server(sglang_server: EngineProcess) -> None:
+    async def check(backend: SglangBackend) -> None:
+        task = asyncio.create_task(backend.generate(ask("long", 4000)))
+        for _ in range(400):
+            if (await backend.read_load()).running:
+                break
+            await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        for _ in range(200):
+            if (await backend.read_load()).running == 0:
+                return
+            await asyncio.sleep(0.05)
+        pytest.fail("the server still works on a call that nobody waits for")
+
+    with_backend(sglang_server, check)
+
+
+@halo.workflow
+def two_steps(q: str) -> str:
+    lm = halo.Model()
+    note = lm.gen(f"Note on {q}", max_tokens=40, name="note")
+    return lm.gen(f"Conclude: {note} about {q}", max_tokens=40, name="end")
+
+
+def test_a_server_killed_in_the_middle_of_a_batch_is_restarted_and_no_row_is_lost(
+    sglang_python: str, tmp_path: Path
+) -> None:
+    model = write_model("tiny", tmp_path)
+    flags = ("--load-format", "dummy", "--skip-server-warmup")
+    engine = start_sglang(sglang_python, model, tmp_path / "server.log", free_port(), *flags)
+    import threading
+
+    watcher = threading.Thread(target=engine.watch, daemon=True)
+    watcher.start()
+    rows = [{"q": f"subject {i}"} for i in range(150)]
+    killed: list[int] = []
+
+    def kill_once(progress: Any) -> None:
+        if not killed and progress.made > 40 and engine.pid is not None:
+            killed.append(engine.pid)
+            os.killpg(engine.pid, signal.SIGKILL)
+
+    try:
+        with halo.Session(engine=f"sglang={engine.url}", max_in_flight=8) as session:
+            result = session.run(two_steps, rows, out=tmp_path / "run", on_progress=kill_once)
+    finally:
+        engine.stop()
+        watcher.join()
+    assert killed and engine.starts == 2
+    assert len(result.values()) == 150 and not result.errors
+    assert sum(m.retries for m in result.metrics.values()) > 0
