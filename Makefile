@@ -30,6 +30,7 @@ $(VENV)/.installed: pyproject.toml
 # Tests and checks also cover the torch engine, which a demonstration does not need: on Linux the
 # package index has torch built for CUDA, 3 GB.
 $(VENV)/.installed-torch: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[torch]' --group reference
 	@touch $@
 
