@@ -85,8 +85,10 @@ def _place(tree: Any) -> Any:
     last digits depend on the order in which floating-point numbers are added."""
     from sqlglot import exp, parse_one
 
-    parts = ("joins", "group", "laterals", "with_", "with", "qualify", "windows", "pivots")
-    parts += ("order", "limit", "offset", "having")
+    parts = (
+        *("joins", "group", "laterals", "with_", "with", "qualify", "windows", "pivots"),
+        *("order", "limit", "offset", "having"),
+    )
     source = tree.args.get("from_") or tree.args.get("from")
     if source is None or any(tree.args.get(part) for part in parts):
         return None

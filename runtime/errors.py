@@ -7,8 +7,8 @@ from costmodel.errors import HaloError
 
 class BackendError(HaloError):
     """An engine could not answer. `attempts` counts how often it was asked before giving up;
-    `retry_after_s` is how long it asked to be left alone, None when it did not say; `status` is that
-    of its HTTP answer, None without one."""
+    `retry_after_s` is how long it asked to be left alone, None when it did not say; `status` is
+    that of its HTTP answer, None without one."""
 
     attempts: int = 1
     retry_after_s: float | None = None

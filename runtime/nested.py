@@ -272,8 +272,9 @@ def pack(items: Sequence[Json], fan_in: int, tokens: int, least: int = 1) -> lis
     a group would have fewer than `least` items.
 
     Example:
-        >>> pack(["a" * 40, "b" * 40, "c" * 40], fan_in=16, tokens=24)
-        [['aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa', 'bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb'], ['cccccccccccccccccccccccccccccccccccccccc']]
+        >>> groups = pack(["a" * 40, "b" * 40, "c" * 40], fan_in=16, tokens=24)
+        >>> [len(group) for group in groups]
+        [2, 1]
     """
     groups: list[list[Json]] = []
     used = 0

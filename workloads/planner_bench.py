@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +148,16 @@ def _trading() -> list[tuple[Any, Any]]:
     return [(trading_desk, [{"stock": f"STOCK{i}"} for i in range(100)])]
 
 
+def _layers(n: int) -> list[tuple[Any, Any]]:
+    return [(layers(n), _questions(10))]
+
+
 CASES: dict[str, Callable[[], list[tuple[Any, Any]]]] = {
     "rows": _many_rows,
     "workflows": _many_workflows,
     "trading": _trading,
     "chain": lambda: [(chain(CHAIN), _questions(10))],
-    **{f"operators {n}": (lambda n=n: [(layers(n), _questions(10))]) for n in SIZES},
+    **{f"operators {n}": partial(_layers, n) for n in SIZES},
 }
 LIMITS = {"rows": (3.0, 600e6), "workflows": (5.0, math.inf), "trading": (0.3, math.inf)}
 """Seconds and bytes that planning may take, on two cores."""

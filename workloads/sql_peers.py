@@ -6,6 +6,11 @@ Runs with the Python of an environment that has the system installed, as a file:
 seconds that the queries took and the rows that each returned.
 """
 
+# The systems are installed in environments of their own, so their types are not known here.
+# pyright: reportMissingImports=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownLambdaType=false, reportUnknownParameterType=false
+
 from __future__ import annotations
 
 import json
@@ -30,7 +35,7 @@ def lotus(url: str, rows: Rows) -> list[int]:
 
     model = LM(model="openai/gpt-4o-mini", api_base=url, api_key="x", max_batch_size=32)
     system.settings.configure(lm=model)
-    df = pandas.DataFrame(rows)
+    df: Any = pandas.DataFrame(rows)
     low = df[df.stars <= 2]
     first = low[low.lang == "en"].sem_filter(f"{DELIVERY} {{body}}")
     labels = f"Give the label of {{body}}, one of {', '.join(LABELS)}"

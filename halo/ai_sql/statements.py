@@ -178,7 +178,8 @@ def _read(
     try:
         tree = sqlglot.parse_one(alone, read="duckdb")
     except SqlglotError as error:
-        found = cast("dict[str, Any]", next(iter(_details(cast("Any", error))), {}))
+        details = _details(cast("Any", error))
+        found: dict[str, Any] = details[0] if details else {}
         reason = str(found.get("description") or error).rstrip(".")
         offset = _offset(text, found.get("line"), found.get("col"), start)
         raise SqlError("S001", f"{reason} ({_HINT})", text=text, offset=offset) from None

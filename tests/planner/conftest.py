@@ -1,4 +1,4 @@
-"""Makes the helpers of the planner's tests importable, and lets plans take their time to be drawn."""
+"""Makes the helpers of the planner's tests importable; lets plans take their time to be drawn."""
 
 from __future__ import annotations
 
