@@ -25,10 +25,11 @@ def test_processors(path: Path) -> None:
     assert result.rank_correlation >= 0.97
 
 
-@pytest.mark.parametrize("path", sorted(CALIBRATIONS.glob("*h200*.json")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(CALIBRATIONS.glob("sglang-*.json")), ids=lambda p: p.stem)
 def test_accelerators(path: Path) -> None:
     samples = read_samples(path)
-    result = calibrate(samples, load_model("llama-3.1-8b"), load_hardware("h200"))
+    hardware = load_hardware("h100-sxm" if "h100" in path.stem else "h200")
+    result = calibrate(samples, load_model("llama-3.1-8b"), hardware)
     result.require(largest_median=0.12)
     assert len(result.predictions) >= 60
     assert result.p90_error <= 0.25

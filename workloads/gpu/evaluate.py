@@ -143,11 +143,11 @@ def ablation_rows(records: Records) -> list[list[str]]:
 
 
 def unequal_answers(*stages: Records) -> list[str]:
-    """Runs of the same rows whose answers differ between systems."""
-    seen: dict[tuple[str, int, int], dict[str, set[str]]] = {}
-    for stage in stages:
+    """Runs of the same rows whose answers differ between systems. Stages have rows of their own."""
+    seen: dict[tuple[int, str, int, int], dict[str, set[str]]] = {}
+    for number, stage in enumerate(stages):
         for r in stage.runs:
-            key = (r["workload"], r["seed"], r["rows"])
+            key = (number, r["workload"], r["seed"], r["rows"])
             seen.setdefault(key, {}).setdefault(r["answers"], set()).add(r["system"])
     return [f"{key}: {found}" for key, found in seen.items() if len(found) > 1]
 
