@@ -15,7 +15,7 @@ from typing import Any, cast
 from costmodel.usage import OpMetrics, Usage
 from halo.pte_of_run import pte_of_run
 from halo.report_text import render_text
-from halo.status import calling_metrics, query_statuses, status, status_document, total
+from halo.status import calling_metrics, counted, query_statuses, status, status_document, total
 from runtime.journal_reader import ProcessRecord, read_metrics, read_progress
 from runtime.journal_summary import calls_by_name, failures_by_reason, slowest_calls
 from runtime.run_directory import RunDirectory
@@ -56,7 +56,10 @@ def report(path: Path, *, model: str | None = None, hardware: str | None = None)
             for group in failures_by_reason(journal)
         ],
         "calls": {**head["calls"], "saved": whole.requested - whole.made},
-        "tokens": {**asdict(whole.usage), "prefix_reuse": _prefix_reuse(whole.usage)},
+        "tokens": {
+            **asdict(whole.usage),
+            "prefix_reuse": _prefix_reuse(whole.usage, counted(directory.manifest)),
+        },
         "time": _times(progress.processes, whole),
         "operators": [
             _operator(op, found, described) for op, found in _in_plan_order(metrics, described)
@@ -106,10 +109,10 @@ def _label(op: str, described: Mapping[str, Mapping[str, str]]) -> str:
     return description["label"] or f"{description['kind']} {op[:8]}"
 
 
-def _prefix_reuse(usage: Usage) -> dict[str, Any]:
+def _prefix_reuse(usage: Usage, counted_as: str) -> dict[str, Any]:
     """Prompt tokens that did not have to be computed, by the better of the two sources."""
     if usage.cached_tokens is not None:
-        tokens, source = usage.cached_tokens, "measured"
+        tokens, source = usage.cached_tokens, counted_as
     elif usage.predicted_cached_tokens is not None:
         tokens, source = usage.predicted_cached_tokens, "predicted"
     else:

@@ -92,7 +92,7 @@ def _operators(operators: Sequence[Mapping[str, Any]]) -> str:
         ]
         for op in operators
     ]
-    note = "in, cached (measured), predicted (to be cached) and out are tokens of the calls made"
+    note = "in, cached (by the engine), predicted (to be cached) and out are tokens of calls made"
     return "\n".join(["operators", *_table(header, rows, text_columns=3), f"  {note}"])
 
 

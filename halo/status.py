@@ -38,6 +38,7 @@ class RunStatus:
         metrics: calls and tokens of all calling operators and all processes of the run together.
         owner: who holds the directory now.
         processes: how many have worked on the run.
+        counted: what the engine's own counts are: "measured", or "simulated" where the engine is.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class RunStatus:
     metrics: OpMetrics
     owner: LockOwner | None
     processes: int
+    counted: str = "measured"
 
     @property
     def rows_total(self) -> int | None:
@@ -80,7 +82,15 @@ def status(path: Path) -> RunStatus:
         metrics=total(calling_metrics(directory.manifest, metrics)),
         owner=owner,
         processes=len(progress.processes),
+        counted=counted(directory.manifest),
     )
+
+
+def counted(manifest: Mapping[str, Any]) -> str:
+    """What the token counts of a run's engine are: measured, or simulated where the engine is."""
+    config = cast("Mapping[str, Any]", manifest.get("config") or {})
+    engines = config.get("workers") or [config.get("engine", "")]
+    return "simulated" if all(engine == "simulated" for engine in engines) else "measured"
 
 
 def query_statuses(
@@ -143,7 +153,7 @@ def render_status(found: RunStatus, *, json_out: bool = False) -> str:
     )
     tokens = f"tokens {usage.input_tokens:,} in, {usage.output_tokens:,} out"
     if usage.cached_tokens is not None:
-        tokens += f", {usage.cached_tokens:,} read from the prefix cache (measured)"
+        tokens += f", {usage.cached_tokens:,} read from the prefix cache ({found.counted})"
     elif usage.predicted_cached_tokens is not None:
         tokens += f", {usage.predicted_cached_tokens:,} reusable from prefixes (predicted)"
     return "\n".join([*lines, tokens])

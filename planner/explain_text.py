@@ -110,7 +110,7 @@ def _footer(view: View) -> Iterator[str]:
         yield _legend(view.stats)
     if view.actual_total is not None and view.reuse is not None:
         yield calls_saved(view.actual_total)
-        yield f"prefix reuse: {prefix_reuse(view.reuse, view.volatile)}"
+        yield f"prefix reuse: {prefix_reuse(view.reuse, view.volatile, view.counted)}"
 
 
 def _rewrites(rewritten: Rewritten) -> Iterator[str]:
@@ -173,8 +173,9 @@ def calls_saved(total: OpMetrics) -> str:
     )
 
 
-def prefix_reuse(reuse: Reuse, volatile: bool = True) -> str:
-    """Cached input tokens of a run; what is measured never mixes with what is predicted.
+def prefix_reuse(reuse: Reuse, volatile: bool = True, counted: str = "measured") -> str:
+    """Cached input tokens of a run; what the engine `counted` (measured, or simulated where the
+    engine is) never mixes with what is predicted.
 
     Example:
         >>> prefix_reuse(Reuse(measured=12345, measured_of=40000))
@@ -184,7 +185,7 @@ def prefix_reuse(reuse: Reuse, volatile: bool = True) -> str:
     """
     found: list[str] = []
     for cached, of, how in (
-        (reuse.measured, reuse.measured_of, "measured"),
+        (reuse.measured, reuse.measured_of, counted),
         (reuse.predicted, reuse.predicted_of, "predicted"),
     ):
         if of:
@@ -343,7 +344,7 @@ def _estimated_tokens(
 
 def _cached(view: View, used: Usage) -> str:
     for cached, how in (
-        (used.cached_tokens, "measured"),
+        (used.cached_tokens, view.counted),
         (used.predicted_cached_tokens, "predicted"),
     ):
         if cached is not None:

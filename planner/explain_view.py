@@ -39,6 +39,13 @@ class View:
     def listing(self) -> Listing:
         return Listing.of(self.plan)
 
+    @property
+    def counted(self) -> str:
+        """What the engines' own counts are: measured, or simulated where the engines are."""
+        workers = self.physical.workers if self.physical is not None else ()
+        simulated = bool(workers) and all(w.engine == "simulated" for w in workers)
+        return "simulated" if simulated else "measured"
+
     @cached_property
     def calling(self) -> tuple[Op, ...]:
         """Operators that call an engine or a tool, each once, every scope."""

@@ -167,7 +167,7 @@ def test_analyze_sums_up_what_was_saved_and_never_mixes_measured_with_predicted(
     text = explain_physical(physical, stats, metrics)
     assert "calls requested 120, made 110: 6 saved by sharing equal calls, 4 replayed" in text
     assert (
-        "prefix reuse: 200 of 800 input tokens (measured), 7 of 70 input tokens (predicted), "
+        "prefix reuse: 200 of 800 input tokens (simulated), 7 of 70 input tokens (predicted), "
         "unknown for 11 input tokens"
     ) in text
 
