@@ -278,7 +278,8 @@ def _moved_below(
         if not isinstance(op, Subset) or not isinstance(original, Subset) or op.after:
             return op
         made = op.rows
-        if read[original.rows.fingerprint] > 1 or made in moved or made in moved.values():
+        if read[original.rows.fingerprint] > 1 or made != original.rows:
+            # What lies below has changed in this pass, and its readers are not renamed yet.
             return op
         found = below(op, made)
         if found is None:

@@ -18,9 +18,10 @@ from typing import Any, cast
 
 from runtime.errors import RunDirectoryError, RunLockedError
 
-_ATTEMPTS = 1_000
+_ATTEMPTS = 200_000
 """`lock_owner` looks at a lock by taking a shared one for some microseconds. A new owner that meets
-only such looks tries again, so often."""
+only such looks tries again, so often: for some tenths of a second, because whoever looks can lose
+the processor (or the interpreter's lock) in between."""
 
 
 @dataclass(frozen=True, slots=True)

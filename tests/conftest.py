@@ -1,11 +1,24 @@
-"""Golden files: `pytest --golden` rewrites them instead of comparing."""
+"""What all tests share.
+
+Golden files: `pytest --golden` rewrites them instead of comparing.
+
+Properties are tried on the same examples in every run, so that a run can be repeated and its time
+says nothing. `HYPOTHESIS_PROFILE=default pytest ...` looks for new ones.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -10,6 +10,7 @@ from planner.logical import (
     Body,
     Collect,
     Column,
+    Effect,
     Field,
     Flatten,
     Group,
@@ -97,7 +98,9 @@ def _without_captures(op: Op, first: int, offset: int) -> Op:
 
 def _prune_columns(plan: LogicalPlan) -> LogicalPlan:
     relations = [op for op in plan.walk() if isinstance(op, _MADE)]
-    if not relations:
+    if not relations or any(op.own_effect is not Effect.PURE for op in plan.walk_all()):
+        # The key of a row that was made is its content, and with other keys sampled calls would
+        # draw other answers and writes would have other identities.
         return plan
     read: dict[Op, set[str]] = {relation: set() for relation in relations}
     for op in plan.walk():

@@ -44,7 +44,7 @@ class TokenBucket:
         self._have -= amount
         # An amount larger than the bucket needs only a full bucket, or it could never go.
         missing = min(0.0, self._have + max(0.0, amount - self._most))
-        return -missing / self._per_s
+        return max(0.0, -missing / self._per_s)
 
     def correct(self, amount: float) -> None:
         """Take `amount` more (or give back) than was estimated, without waiting."""

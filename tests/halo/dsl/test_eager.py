@@ -134,14 +134,15 @@ def test_typed_answers_are_checked(engine: Engine) -> None:
 
 
 def test_calls_outside_a_workflow_run_at_once_too(engine: Engine) -> None:
-    engine.answers = ["text", "a", [{"n": 1}], "found"]
+    engine.answers = ["text", "a", "found"]
     assert lm.gen("p") == "text"
     assert lm.choose("p", ["a", "b"]) == "a"
-    assert halo.sql("SELECT $x AS n", x=1) == [{"n": 1}]
     assert halo.agent(lm, "find", tools=[search]) == "found"
-    query = engine.plans[2].outputs[0][1].value
-    assert isinstance(query, Sql) and query.text == "SELECT $x AS n"
-    assert set(engine.tools[3]) == {"search"}
+    assert set(engine.tools[2]) == {"search"}
+
+
+def test_sql_outside_a_workflow_is_a_batch() -> None:
+    assert list(halo.sql("SELECT $x AS n", x=1)) == [{"n": 1}]
 
 
 def test_an_http_tool_runs_through_the_runtime(engine: Engine) -> None:
