@@ -18,7 +18,7 @@ from pydantic import BaseModel
 import halo
 
 MIN_README_CHARS = 400
-README_CHARS = 1000
+README_CHARS = 600
 """What a row carries of a README: enough to say what the package does, short enough for a CPU."""
 
 FACTS_SQL = """
@@ -53,10 +53,10 @@ lm = halo.Model()
 def gist_of(name: str, readme: str) -> str:
     """The step that both workflows begin with."""
     return lm.gen(
-        "You write for a catalogue of Python packages. In one sentence of at most 25 words, say "
+        "You write for a catalogue of Python packages. In one sentence of at most 18 words, say "
         "what the package does for its users. Do not praise it.\n\n"
         f"Package: {name}\nREADME:\n{readme}\n\nOne sentence:",
-        max_tokens=48,
+        max_tokens=32,
         name="gist",
     )
 
@@ -68,10 +68,10 @@ def card(name: str, readme: str) -> Card:
     facts = halo.sql(FACTS_SQL, name=name)
     return lm.gen(
         "Fill in a catalogue card for a Python package. The category must fit what it does. The "
-        "pitch is one sentence of at most 20 words that says who needs it and mentions one of the "
+        "pitch is one sentence of at most 15 words that says who needs it and mentions one of the "
         f"facts.\n\nPackage: {name}\nWhat it does: {gist}\nFacts: {facts}\n",
         out=Card,
-        max_tokens=96,
+        max_tokens=72,
         name="card",
     )
 
@@ -87,27 +87,27 @@ def panel(name: str, readme: str) -> Verdict:
         f"hand and to its facts.\n\nPackage: {name}\nWhat it does: {gist}\nFacts: {facts}\n\n"
     )
     enthusiast = lm.gen(
-        f"{case}You are the enthusiast. In one sentence of at most 25 words, argue FOR adding it.",
-        max_tokens=48,
+        f"{case}You are the enthusiast. In one sentence of at most 15 words, argue FOR adding it.",
+        max_tokens=32,
         name="enthusiast",
     )
     sceptic = lm.gen(
-        f"{case}You are the sceptic. In one sentence of at most 25 words, argue AGAINST adding it.",
-        max_tokens=48,
+        f"{case}You are the sceptic. In one sentence of at most 15 words, argue AGAINST adding it.",
+        max_tokens=32,
         name="sceptic",
     )
     maintainer = lm.gen(
-        f"{case}You will maintain the product for five years. In one sentence of at most 25 words, "
+        f"{case}You will maintain the product for five years. In one sentence of at most 15 words, "
         "name the cost that the others forget.",
-        max_tokens=48,
+        max_tokens=32,
         name="maintainer",
     )
     return lm.gen(
         f"{case}Enthusiast: {enthusiast}\nSceptic: {sceptic}\nMaintainer: {maintainer}\n\n"
         "You are the judge. Decide: adopt, try or avoid. Name whose argument was strongest, and "
-        "give the reason in at most 20 words.",
+        "give the reason in at most 12 words.",
         out=Verdict,
-        max_tokens=96,
+        max_tokens=72,
         name="judge",
     )
 

@@ -18,7 +18,7 @@ from planner.logical import (
     Sort,
     Subset,
 )
-from planner.surgery import in_terms_of, is_free, is_pure, move_below
+from planner.surgery import has_write, in_terms_of, is_free, is_pure, move_below
 
 
 def push_filters_down(plan: LogicalPlan, context: PlanContext) -> LogicalPlan:
@@ -63,5 +63,7 @@ def _over_filtered(
         return None
     if not is_pure(predicate) or (free_only and not is_free([predicate])):
         return None
+    if any(has_write(value) for value in made.inputs if not isinstance(value, Relation)):
+        return None  # a write happens for every row that is made, kept or not
     filtered = Filter((rows, predicate), label=op.label)
     return replace(made, inputs=(*made.inputs[:side], filtered, *made.inputs[side + 1 :]))

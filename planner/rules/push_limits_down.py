@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from planner.context import PlanContext
 from planner.logical import Collect, Limit, LogicalPlan, Relation, Subset
-from planner.surgery import move_below
+from planner.surgery import has_write, move_below
 
 
 def push_limits_down(plan: LogicalPlan, context: PlanContext) -> LogicalPlan:
@@ -20,5 +20,7 @@ def push_limits_down(plan: LogicalPlan, context: PlanContext) -> LogicalPlan:
 def _below(op: Subset, made: Relation) -> Relation | None:
     if not isinstance(op, Limit) or not isinstance(made, Collect) or made.after:
         return None
+    if any(has_write(value) for value in made.inputs[1:]):
+        return None  # a write happens for every collected row, whatever is read of it later
     limited = replace(op, inputs=(made.inputs[0],))
     return replace(made, inputs=(limited, *made.inputs[1:]))
