@@ -71,7 +71,7 @@ def card(name: str, readme: str) -> Card:
         "pitch is one sentence of at most 15 words that says who needs it and mentions one of the "
         f"facts.\n\nPackage: {name}\nWhat it does: {gist}\nFacts: {facts}\n",
         out=Card,
-        max_tokens=72,
+        max_tokens=112,
         name="card",
     )
 
@@ -107,7 +107,7 @@ def panel(name: str, readme: str) -> Verdict:
         "You are the judge. Decide: adopt, try or avoid. Name whose argument was strongest, and "
         "give the reason in at most 12 words.",
         out=Verdict,
-        max_tokens=72,
+        max_tokens=112,
         name="judge",
     )
 
