@@ -13,7 +13,7 @@ import halo
 from halo.dsl import eager
 from halo.dsl.readable import readable
 from halo.errors import OutputTypeError, WorkflowError
-from planner.logical import Agent, Choose, Generate, Json, LogicalPlan, Sql, Tool
+from planner.logical import Agent, Choose, Generate, Json, LogicalPlan, Tool
 from planner.verify import verify
 from runtime.tools import ToolSpec
 
