@@ -109,7 +109,7 @@ def _footer(view: View) -> Iterator[str]:
     if view.stats is not None:
         yield _legend(view.stats)
     if view.actual_total is not None and view.reuse is not None:
-        yield calls_saved(view.actual_total)
+        yield calls_saved(view.actual_total, view.merged_calls)
         yield f"prefix reuse: {prefix_reuse(view.reuse, view.volatile, view.counted)}"
 
 
@@ -160,15 +160,18 @@ def _legend(stats: PlanStats) -> str:
     return "   ".join([*marks, "no mark: counted on the rows"])
 
 
-def calls_saved(total: OpMetrics) -> str:
-    """What sharing and resuming saved.
+def calls_saved(total: OpMetrics, merged: int = 0) -> str:
+    """What sharing and resuming saved, and, before calls were requested, merging.
 
     Example:
         >>> calls_saved(OpMetrics(requested=300, made=180, shared=90, replayed=30))
         'calls requested 300, made 180: 90 saved by sharing equal calls, 30 replayed'
+        >>> calls_saved(OpMetrics(requested=5, made=5), merged=2)[:42]
+        'calls 2 saved by merging queries; requested'
     """
+    before = f"{whole(merged)} saved by merging queries; " if merged else ""
     return (
-        f"calls requested {whole(total.requested)}, made {whole(total.made)}: "
+        f"calls {before}requested {whole(total.requested)}, made {whole(total.made)}: "
         f"{whole(total.shared)} saved by sharing equal calls, {whole(total.replayed)} replayed"
     )
 

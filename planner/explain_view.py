@@ -96,6 +96,18 @@ class View:
         usages = [m.usage for op in self.calling if (m := self.actual(op)) is not None]
         return Reuse.of(usages)
 
+    @cached_property
+    def merged_calls(self) -> int:
+        """Calls that merging saved in the run: a call of an operator that several queries share
+        serves all of them, and each query alone would have asked for it again."""
+        if self.metrics is None:
+            return 0
+        return sum(
+            actual.requested * (len(node.queries) - 1)
+            for node in self.listing.walk()
+            if self.place_of_estimate(node) and (actual := self.actual(node.op)) is not None
+        )
+
     def place_of_estimate(self, node: Node) -> bool:
         """Whether numbers go here: they are kept by fingerprint, and equal operators of several
         bodies print them at the first."""

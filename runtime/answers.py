@@ -174,7 +174,8 @@ class Asker:
             self._count_error(site)
             raise OutputTypeError(
                 f"the answer does not fit its type, also when asked again: {misfit}; raise "
-                f"max_tokens, ask for a simpler type or use a larger model; the answer: "
+                f"max_tokens, bound its strings (max_length), ask for a simpler type or use a "
+                f"larger model; the answer: "
                 f"{excerpt(text)}"
             ) from None
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from costmodel.usage import OpMetrics
-from runtime.clock import Clock, LoopClock
+from runtime.clock import Clock, LoopClock, VirtualEventLoop
 from runtime.errors import RunDirectoryError
 from runtime.journal_rows import Row, call_from_row, call_row, metrics_row, outcome_row
 from runtime.journal_schema import (
@@ -36,6 +36,11 @@ from runtime.records import CallRecord, Outcome
 
 GROUP_RECORDS = 5_000
 """A group is closed at this size: a commit stays short, and so does the wait for it."""
+
+VIRTUAL_COMMIT_S = 0.01
+"""On virtual time, a group gathers for this long, and its commit takes as long again, whatever the
+disk needs: time stands still only when the disk needs longer. So the disk does not set the pace of
+a simulation, and two simulations of one run are equal."""
 
 CHEAP_SNAPSHOT_OPS = 256
 """Up to this many operators, metrics are compared at each commit; beyond, less often."""
@@ -52,7 +57,10 @@ class _Durable(Future[None]):
 class _Group:
     """Records that are committed together."""
 
-    __slots__ = ("calls", "durable", "end", "failed_calls", "held", "metrics", "outcomes", "size")
+    __slots__ = (
+        "calls", "due", "durable", "end", "error", "failed_calls", "held", "metrics", "outcomes",
+        "size", "written",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.calls: list[Row] = []
@@ -63,6 +71,9 @@ class _Group:
         self.durable: _Durable | None = None
         self.held = ExitStack()
         self.size = 0
+        self.written = False
+        self.due = False
+        self.error: RunDirectoryError | None = None
 
 
 class Journal:
@@ -104,6 +115,7 @@ class Journal:
         self._since_snapshot = 0
         self._broken: RunDirectoryError | None = None
         self._closed = False
+        self._virtual = False
         self._queue: SimpleQueue[_Group | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._write_groups, name="halo-journal", daemon=True)
         self._thread.start()
@@ -201,8 +213,10 @@ class Journal:
             loop = asyncio.get_running_loop()
             group = self._gathering = _Group()
             group.durable = _Durable(loop=loop)
-            group.held.enter_context(self._clock.outside())
-            if not self._writing:
+            self._virtual = isinstance(loop, VirtualEventLoop)
+            if self._virtual:
+                loop.call_later(VIRTUAL_COMMIT_S, self._hand_over_virtual, group)
+            elif not self._writing:
                 # Not at once: what else this turn of the loop records belongs to the group.
                 loop.call_soon(self._hand_over)
         return group
@@ -216,11 +230,17 @@ class Journal:
             self._hand_over()
         return durable
 
+    def _hand_over_virtual(self, group: _Group) -> None:
+        if self._gathering is group:
+            self._hand_over()
+
     def _hand_over(self) -> None:
         group = self._gathering
         if group is None:
             return
         self._gathering = None
+        if self._virtual and not self._closed:
+            asyncio.get_running_loop().call_later(VIRTUAL_COMMIT_S, self._commit_due, group)
         group.metrics = self._changed_metrics()
         self._writing.append(group)
         self._queue.put(group)
@@ -239,16 +259,30 @@ class Journal:
                 changed.append(row)
         return changed
 
-    def _settled(self, group: _Group, error: RunDirectoryError | None) -> None:
+    def _commit_due(self, group: _Group) -> None:
+        """Virtual time has come to the end of a commit; it goes on when the disk is that far."""
+        group.due = True
+        if group.written:
+            self._settle(group)
+        else:
+            group.held.enter_context(self._clock.outside())
+
+    def _written(self, group: _Group, error: RunDirectoryError | None) -> None:
+        group.written, group.error = True, error
+        if group.due or not self._virtual or self._closed:
+            self._settle(group)
+
+    def _settle(self, group: _Group) -> None:
         self._writing.popleft()
         group.held.close()
+        error = group.error
         if group.durable is not None:
             if error is None:
                 group.durable.set_result(None)
             else:
                 group.durable.set_exception(error)
                 group.durable.exception()  # seen: nobody has to wait for a record
-        if self._gathering is not None and not self._writing:
+        if self._gathering is not None and not self._writing and not self._virtual:
             self._hand_over()
 
     def _read(self, query: str, parameters: Row) -> sqlite3.Cursor:
@@ -280,7 +314,7 @@ class Journal:
                 # A loop that has ended has nobody who waits.
                 with contextlib.suppress(RuntimeError):
                     group.durable.get_loop().call_soon_threadsafe(
-                        self._settled, group, self._broken
+                        self._written, group, self._broken
                     )
 
     def _commit(self, group: _Group) -> None:

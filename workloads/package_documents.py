@@ -13,18 +13,21 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 import halo
 
 MIN_README_CHARS = 400
-README_CHARS = 600
+README_CHARS = 300
 """What a row carries of a README: enough to say what the package does, short enough for a CPU."""
+PITCH_CHARS = 100
+REASON_CHARS = 90
+"""Bounds that the engine enforces while decoding: a small model ends a sentence in time only when
+it must, and an answer cut by its token limit is no JSON."""
 
 FACTS_SQL = """
-SELECT p.licence, p.n_files AS files, round(p.size_bytes / 1e6, 2) AS megabytes,
-       p.n_dependencies AS dependencies,
-       (SELECT count(*) FROM dependencies d WHERE d.requires = p.name) AS used_by_installed_packages
+SELECT p.licence, round(p.size_bytes / 1e6, 2) AS megabytes, p.n_dependencies AS dependencies,
+       (SELECT count(*) FROM dependencies d WHERE d.requires = p.name) AS used_by
 FROM packages p WHERE p.name = $name
 """
 
@@ -36,7 +39,7 @@ class Card(BaseModel):
         "testing", "static analysis", "data", "networking", "command line", "packaging",
         "machine learning", "other",
     ]  # fmt: skip
-    pitch: str
+    pitch: str = Field(max_length=PITCH_CHARS)
 
 
 class Verdict(BaseModel):
@@ -44,7 +47,7 @@ class Verdict(BaseModel):
 
     decision: Literal["adopt", "try", "avoid"]
     strongest: Literal["enthusiast", "sceptic", "maintainer"]
-    reason: str
+    reason: str = Field(max_length=REASON_CHARS)
 
 
 lm = halo.Model()
@@ -53,25 +56,33 @@ lm = halo.Model()
 def gist_of(name: str, readme: str) -> str:
     """The step that both workflows begin with."""
     return lm.gen(
-        "You write for a catalogue of Python packages. In one sentence of at most 18 words, say "
-        "what the package does for its users. Do not praise it.\n\n"
+        "You write for a catalogue of Python packages. In one sentence of at most 15 words, say "
+        "what the package does for its users. No praise.\n\n"
         f"Package: {name}\nREADME:\n{readme}\n\nOne sentence:",
-        max_tokens=32,
+        max_tokens=28,
         name="gist",
+    )
+
+
+def case_of(name: str, readme: str) -> str:
+    """What every later call is told first, in the same words: instructions come last, so that the
+    calls about one package share the prefix."""
+    gist = gist_of(name, readme)
+    facts = halo.sql(FACTS_SQL, name=name)
+    return (
+        "A team considers Python packages for its product and keeps a catalogue of them. Be brief "
+        f"and concrete.\n\nPackage: {name}\nWhat it does: {gist}\nFacts: {facts}\n\n"
     )
 
 
 @halo.workflow
 def card(name: str, readme: str) -> Card:
     """A catalogue card: the gist, facts from the database, a category."""
-    gist = gist_of(name, readme)
-    facts = halo.sql(FACTS_SQL, name=name)
     return lm.gen(
-        "Fill in a catalogue card for a Python package. The category must fit what it does. The "
-        "pitch is one sentence of at most 15 words that says who needs it and mentions one of the "
-        f"facts.\n\nPackage: {name}\nWhat it does: {gist}\nFacts: {facts}\n",
+        f"{case_of(name, readme)}Fill in the catalogue card: the category that fits what it does, "
+        "and a pitch of at most 12 words that says who needs it.",
         out=Card,
-        max_tokens=112,
+        max_tokens=80,
         name="card",
     )
 
@@ -79,35 +90,28 @@ def card(name: str, readme: str) -> Card:
 @halo.workflow
 def panel(name: str, readme: str) -> Verdict:
     """Three agents that disagree about adopting the package, and a judge."""
-    gist = gist_of(name, readme)
-    facts = halo.sql(FACTS_SQL, name=name)
-    # The role comes last, so that the three opinions on one package share everything before it.
-    case = (
-        "A team decides whether to add a Python package to its product. Speak to the package at "
-        f"hand and to its facts.\n\nPackage: {name}\nWhat it does: {gist}\nFacts: {facts}\n\n"
-    )
+    case = case_of(name, readme)
     enthusiast = lm.gen(
-        f"{case}You are the enthusiast. In one sentence of at most 15 words, argue FOR adding it.",
-        max_tokens=32,
+        f"{case}You are the enthusiast. Argue FOR adding it, in at most 12 words.",
+        max_tokens=24,
         name="enthusiast",
     )
     sceptic = lm.gen(
-        f"{case}You are the sceptic. In one sentence of at most 15 words, argue AGAINST adding it.",
-        max_tokens=32,
+        f"{case}You are the sceptic. Argue AGAINST adding it, in at most 12 words.",
+        max_tokens=24,
         name="sceptic",
     )
     maintainer = lm.gen(
-        f"{case}You will maintain the product for five years. In one sentence of at most 15 words, "
-        "name the cost that the others forget.",
-        max_tokens=32,
+        f"{case}You will maintain the product. Name the cost of adding it, in at most 12 words.",
+        max_tokens=24,
         name="maintainer",
     )
     return lm.gen(
         f"{case}Enthusiast: {enthusiast}\nSceptic: {sceptic}\nMaintainer: {maintainer}\n\n"
-        "You are the judge. Decide: adopt, try or avoid. Name whose argument was strongest, and "
-        "give the reason in at most 12 words.",
+        "You are the judge: adopt, try or avoid it? Say whose argument is strongest, and your "
+        "reason in at most 10 words.",
         out=Verdict,
-        max_tokens=112,
+        max_tokens=80,
         name="judge",
     )
 
@@ -115,7 +119,7 @@ def panel(name: str, readme: str) -> Verdict:
 def package_rows(limit: int | None = None) -> list[dict[str, str]]:
     """One row for each installed distribution with a README worth reading, by name."""
     rows = [
-        {"name": normalized(dist), "readme": readme}
+        {"name": normalized(dist), "readme": readme[:README_CHARS]}
         for dist in _installed()
         if len(readme := plain_readme(_description(dist))) >= MIN_README_CHARS
     ]
@@ -152,8 +156,7 @@ def write_database(path: Path) -> int:
 
 
 def plain_readme(text: str) -> str:
-    """The first `README_CHARS` characters of a README's prose: no badges, images, tables of
-    links or HTML."""
+    """A README's prose: no badges, images, tables of links or HTML."""
     kept: list[str] = []
     for line in text.splitlines():
         line = re.sub(r"!\[[^\]]*\]\([^)]*\)|<[^>]+>", "", line)
@@ -161,7 +164,7 @@ def plain_readme(text: str) -> str:
         if not line or re.match(r"^(\.\. |:\w+:|\[.*\]:|[-=~*#|^]+$|https?://)", line):
             continue
         kept.append(line)
-    return "\n".join(kept)[:README_CHARS]
+    return "\n".join(kept)
 
 
 def normalized(dist: Distribution) -> str:

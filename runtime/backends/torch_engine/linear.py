@@ -109,7 +109,7 @@ def make_linear(
     bias = None if bias is None else bias.to(device=device, dtype=dtype)
     if precision == "int8":
         return Int8Linear(weight, bias)
-    if device.type == "cpu" and _has_onednn():
+    if device.type == "cpu" and _has_onednn() and (dtype == torch.float32 or _bf16_on_cpu()):
         return PackedLinear(weight, bias)
     return PlainLinear(weight, bias)
 
