@@ -273,8 +273,13 @@ def run_stage(
     bench = Bench(
         servers.urls, {name: name for name in PORTS}, api_url, Path(arguments.models) / "databases"
     )
+    servers.ensure("lpm" if stage == "lpm" else "plan")
+    if not stage.startswith("extra:"):
+        # The first description of itself that a server gives takes a second: for nobody's run.
+        small = named("w1")[0]
+        for system in ("halo", "async"):
+            run_one(bench, system, small, small.rows(2, 0), 0)
     if stage == "main":
-        servers.ensure("plan")
         for name, url in servers.urls.items():
             log.write({"note": "peak", "model": name, **peak_rates(url, small=arguments.cpu)})
         systems = arguments.systems.split(",")
@@ -291,7 +296,6 @@ def run_stage(
             if not log.run(bench=bench, system="rows", workload=workload, rows=rows, seed=1):
                 return
     elif stage == "lpm":
-        servers.ensure("lpm")
         for seed in seeds:
             for workload in workloads:
                 rows = workload.rows(workload.count, seed)
@@ -300,7 +304,6 @@ def run_stage(
                                    seed=seed):  # fmt: skip
                         return
     elif stage == "ablation":
-        servers.ensure("plan")
         for seed in seeds:
             for workload in workloads:
                 rows = workload.rows(workload.count, seed)
@@ -315,7 +318,6 @@ def run_stage(
                                    merge=merge):  # fmt: skip
                         return
     elif stage == "distinct":
-        servers.ensure("plan")
         for seed in seeds:
             for workload in workloads:
                 rows = distinct_rows(workload, seed)
@@ -324,7 +326,6 @@ def run_stage(
                                    seed=seed):  # fmt: skip
                         return
     elif stage.startswith("extra:"):
-        servers.ensure("plan")
         urls = {f"SGLANG_{name.upper()}_URL": url for name, url in servers.urls.items()}
         command = shlex.split(stage.removeprefix("extra:"))
         print("$", shlex.join(command), flush=True)
