@@ -27,15 +27,20 @@ def choice_grammar(options: Iterable[str]) -> str:
         root ::= "yes" n1 | "no"
         n1 ::= "" | ", but"
     """
-    root = _Node()
+    return "\n".join(tree_rules(options, "n", root="root"))
+
+
+def tree_rules(options: Iterable[str], prefix: str, *, root: str = "") -> list[str]:
+    """The rules of the tree, the first for its root; rules are named `prefix` and a number."""
+    tree = _Node()
     for option in options:
-        node = root
+        node = tree
         for character in option:
             node = node.next.setdefault(character, _Node())
         node.end = True
-    names = {id(root): "root"}
+    names = {id(tree): root or f"{prefix}0"}
     rules: list[str] = []
-    waiting = [root]
+    waiting = [tree]
     while waiting:
         node = waiting.pop()
         alternatives = ['""'] if node.end else []
@@ -45,16 +50,17 @@ def choice_grammar(options: Iterable[str]) -> str:
                 ((character, after),) = after.next.items()
                 text += character
             if not after.next:
-                alternatives.append(_quoted(text))
+                alternatives.append(quoted(text))
                 continue
-            name = names.setdefault(id(after), f"n{len(names)}")
+            name = names.setdefault(id(after), f"{prefix}{len(names)}")
             waiting.append(after)
-            alternatives.append(f"{_quoted(text)} {name}")
+            alternatives.append(f"{quoted(text)} {name}")
         rules.append(f"{names[id(node)]} ::= {' | '.join(alternatives)}")
-    return "\n".join(rules)
+    return rules
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """`text` as a terminal of a grammar."""
     return '"' + "".join(map(_character, text)) + '"'
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from runtime.backends.base import Request
 from runtime.backends.choice_grammar import choice_grammar
+from runtime.backends.json_grammar import json_grammar
 from runtime.backends.openvino_precision import faster_precision
 from runtime.backends.openvino_protocol import Event
 from runtime.backends.openvino_settings import BLOCK_TOKENS, EngineSettings
@@ -366,7 +367,8 @@ def _grammar(request: Request) -> Any:
     if request.options:
         return output(grammar=choice_grammar(request.options))
     if request.schema_json is not None:
-        return output(json_schema=request.schema_json)
+        grammar = json_grammar(request.schema_json)
+        return output(grammar=grammar) if grammar else output(json_schema=request.schema_json)
     return None
 
 
