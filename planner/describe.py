@@ -197,6 +197,8 @@ def _database_fields(op: Sql | SqlRows, width: int | None) -> list[str]:
         found.append("volatile")
     if isinstance(op, Sql) and op.batched:
         found.append("batched")
+    if isinstance(op, Sql) and op.derived:
+        found.append("derived")
     return [*found, *_call_id(op.call_id, width)]
 
 

@@ -290,7 +290,8 @@ class Sql(Op):
     input is the query text (model-written SQL: read-only, capped) and the rest are `params`.
     A `volatile` query may answer differently each time it is asked (`random()`, `now()`): it is
     SAMPLED, so two written ones are never merged. Queries of a `batched` operator that are asked at
-    about the same time go to the database as one (`planner.sql_batch`).
+    about the same time go to the database as one (`planner.sql_batch`). Those of a `derived` one
+    are equal when what the text makes of the parameters is (`planner.sql_parameters`).
     """
 
     database: str = ""
@@ -300,6 +301,7 @@ class Sql(Op):
     read_only: bool = True
     volatile: bool = False
     batched: bool = False
+    derived: bool = False
     call_id: str = ""
 
     @property

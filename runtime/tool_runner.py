@@ -22,6 +22,7 @@ from runtime.records import CallRecord, CallSite, Store
 from runtime.retry import RetryPolicy
 from runtime.sharing import CallTable
 from runtime.sql_batches import MAX_LOOKUPS, SqlBatches
+from runtime.sql_keys import QueryKeys
 from runtime.sql_tool import Databases
 from runtime.tool_arguments import ArgumentChecker
 from runtime.tools import ToolSpec
@@ -71,6 +72,7 @@ class ToolRunner:
         self._tenant = tenant
         self._http = HttpTools(clock)
         self._batches = SqlBatches()
+        self._query_keys = QueryKeys()
         self._slots: dict[str, asyncio.Semaphore] = {}
         self._arguments = ArgumentChecker()
         self._origin_s = clock.now_s()
@@ -119,8 +121,6 @@ class ToolRunner:
         ):
             # Equal texts may have different answers, so every asker asks for itself.
             identity = replace(site, effect=Effect.WRITE).identity
-        asked: Json = {"text": text, "params": dict(params), "max_rows": op.max_rows}
-        key = self._key("sql", str(path), str(op.read_only), asked, identity)
 
         async def ask(text: str, params: Mapping[str, Json], max_rows: int) -> list[Json]:
             return list(
@@ -135,6 +135,12 @@ class ToolRunner:
                 )
             )
 
+        asked: Json = None
+        if op.derived and not identity:
+            asked = await self._query_keys.asked(op, params, ask)
+        if asked is None:
+            asked = {"text": text, "params": dict(params), "max_rows": op.max_rows}
+        key = self._key("sql", str(path), str(op.read_only), asked, identity)
         batched = op.batched and not identity
 
         async def run() -> Json:
@@ -159,6 +165,7 @@ class ToolRunner:
 
     async def close(self) -> None:
         """Close HTTP connections and databases."""
+        await self._query_keys.close()
         await self._http.close()
         await self._databases.close()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from planner.rewrite import Rule
 from planner.rules.batch_sql_lookups import batch_sql_lookups
 from planner.rules.choose_with_one_token import choose_with_one_token
+from planner.rules.derive_sql_parameters import derive_sql_parameters
 from planner.rules.exit_loops_early import exit_loops_early
 from planner.rules.fold_constants import fold_constants
 from planner.rules.fuse_maps import fuse_maps
@@ -49,6 +50,7 @@ RULES: tuple[Rule, ...] = (
     Rule(order_model_predicates),
     Rule(exit_loops_early),
     Rule(choose_with_one_token),
+    Rule(derive_sql_parameters),
     Rule(batch_sql_lookups),
     # These change what a model sees. The layout comes last: it needs the final prompts.
     Rule(unsafe_prune_answer_fields, default=False),
