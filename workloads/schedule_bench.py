@@ -84,7 +84,7 @@ def gap(
             "method": found.method,
         }
         rows.append(row)
-        _say(f"{len(rows)}/{instances} {row}")
+        _say(json.dumps(row))
     proven = [row for row in rows if row["proven"]]
     return {
         "instances": len(rows),

@@ -174,7 +174,9 @@ class _Model:
         self.start: dict[int, Any] = {}
         self.end: dict[int, Any] = {}
         self.on: dict[tuple[int, int], Any] = {}
-        self.arc: dict[tuple[int, int, int], Any] = {}
+        self.gaps: list[list[tuple[int, Any]]] = [[] for _ in problem.machine.workers]
+        self.arcs: list[list[tuple[int, int, Any]]] = [[] for _ in problem.machine.workers]
+        self.after = _descendants(problem)
         self._intervals()
         self._precedence()
         self._sequences()
@@ -277,10 +279,10 @@ class _Model:
                     )
                 )  # fmt: skip
                 for k in mine:
-                    if k != n:
+                    if k != n and it.item not in self.after[self.items[k].item]:
                         literal = m.new_bool_var("")
                         arcs.append((n + 1, k + 1, literal))
-                        self.arc[n, k, w] = literal
+                        self.arcs[w].append((n, k, literal))
                         self._follows(n, k, literal, w)
             m.add_circuit(arcs)
             m.add_no_overlap(intervals)
@@ -293,6 +295,7 @@ class _Model:
             if held:
                 wait += self.problem.machine.workers[w].engines[held].sleep_s
             m.add(self.start[it.item] >= _ticks(wait)).only_enforce_if(literal)
+            self.gaps[w].append((_ticks(wait), literal))
         for node in self.shared:
             m.add_implication(literal, self.warm[n, node].negated())
 
@@ -303,6 +306,7 @@ class _Model:
         if before.model != after.model:
             worker = self.problem.machine.workers[w]
             gap = _ticks(worker.engines[after.model].load_s + worker.engines[before.model].sleep_s)
+            self.gaps[w].append((gap, literal))
         m.add(self.start[after.item] >= self.end[before.item] + gap).only_enforce_if(literal)
         used = {node for node, _ in before.nodes}
         for node in self.shared:
@@ -341,9 +345,58 @@ class _Model:
                 )
 
     def _load_bound(self) -> None:
-        n_workers = len(self.problem.machine.workers)
-        total = sum(self.duration[n] for n in range(len(self.items)))
-        self.m.add(self.makespan * n_workers >= total)
+        """Implied constraints, which let the solver prove more: a worker is busy for its items and
+        switches, and whoever on it uses a piece first computes it."""
+        m = self.m
+        everything: list[Any] = []
+        for w in range(len(self.problem.machine.workers)):
+            mine = [n for n in range(len(self.items)) if (n, w) in self.on]
+            busy: list[Any] = []
+            for n in mine:
+                cold = self.items[n].cold_ticks
+                here = m.new_int_var(0, cold, "")
+                m.add(here >= self.duration[n] - cold * (1 - self.on[n, w]))
+                busy.append(here)
+            everything += busy
+            m.add(self.makespan >= sum(busy) + sum(gap * arc for gap, arc in self.gaps[w]))
+            for node in self.shared:
+                users = [n for n in mine if any(node == other for other, _ in self.items[n].nodes)]
+                if not users:
+                    continue
+                used = m.new_bool_var("")
+                for n in users:
+                    m.add_implication(self.on[n, w], used)
+                # An item that is on this worker and computes the piece, for each of `used`.
+                computes: list[Any] = []
+                for n in users:
+                    here = m.new_bool_var("")
+                    m.add_implication(here, self.on[n, w])
+                    m.add_implication(here, self.warm[n, node].negated())
+                    computes.append(here)
+                m.add(sum(computes) >= used)
+            self._block_bound(w, mine)
+        m.add(sum(everything) == sum(self.duration[n] for n in range(len(self.items))))
+
+    def _block_bound(self, w: int, mine: Sequence[int]) -> None:
+        """Each change of models begins a block; items of one chain of calls are in blocks as far
+        apart as the chain changes models."""
+        if len({self.items[n].model for n in mine}) < 2:
+            return
+        m = self.m
+        block = {n: m.new_int_var(0, len(mine), "") for n in mine}
+        changes = sum(literal for n, k, literal in self.arcs[w]
+                      if self.items[n].model != self.items[k].model)  # fmt: skip
+        for n in mine:
+            m.add(block[n] <= changes).only_enforce_if(self.on[n, w])
+        for n, k, literal in self.arcs[w]:
+            change = int(self.items[n].model != self.items[k].model)
+            m.add(block[k] == block[n] + change).only_enforce_if(literal)
+        for n in mine:
+            for k in mine:
+                if self.items[k].item in self.after[self.items[n].item]:
+                    change = int(self.items[n].model != self.items[k].model)
+                    both = [self.on[n, w], self.on[k, w]]
+                    m.add(block[k] >= block[n] + change).only_enforce_if(both)
 
     def solve(
         self, limit_s: float, workers: int, seed: int, hint: Assignment | None
@@ -424,6 +477,18 @@ def _item(problem: Problem, item: int) -> _Item:
     chunks = -(-tokens // engine.chunk_tokens)
     cold = _ticks(tokens * rate + chunks * timer.prefill_s + decode_s)
     return _Item(item, work.model, cold, tuple(nodes))
+
+
+def _descendants(problem: Problem) -> list[set[int]]:
+    """For each item, the items of its row group that can only come after it."""
+    ops, groups = problem.workload.operations, problem.n_groups
+    after: list[set[int]] = [set() for _ in range(problem.n_items)]
+    for position in range(len(ops) - 1, -1, -1):
+        for before in ops[position].inputs:
+            for g in range(groups):
+                item = position * groups + g
+                after[before * groups + g] |= {item, *after[item]}
+    return after
 
 
 def _shared_nodes(items: Sequence[_Item]) -> set[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 from collections.abc import Sequence
@@ -27,14 +28,16 @@ from halo.scheduling import (
 )
 from workloads.gpu.schedule_client import AssignmentRun, Client, Measured, Prompts, Server
 from workloads.gpu.schedule_reality import (
-    evaluate,
+    Pair,
     fit,
+    interleaved,
     machine_of,
+    measure,
     parse_server,
     plans_of,
-    spearman,
     workload_of,
 )
+from workloads.gpu.schedule_records import RawFile, evaluate, read_raw, spearman
 from workloads.schedule_instances import small_instance
 from workloads.schedule_report import page
 from workloads.shapes import SHAPES, trading
@@ -80,23 +83,29 @@ def test_the_fit_recovers_an_affine_engine() -> None:
         assert getattr(found, name) == pytest.approx(getattr(timer, name), rel=1e-6)
 
 
-def test_the_evaluation_counts_ranks_and_ratios() -> None:
-    def run(workload: str, scheduler: str, predicted: float, measured: float) -> dict[str, Any]:
-        return {
-            "workload": workload,
-            "scheduler": scheduler,
-            "predicted_s": predicted,
-            "measured_s": measured,
-        }
+def run_record(
+    workload: str, scheduler: str, predicted_s: float, measured_s: float
+) -> dict[str, Any]:
+    return {
+        "kind": "run",
+        "workload": workload,
+        "scheduler": scheduler,
+        "predicted_s": predicted_s,
+        "measured_s": measured_s,
+    }
 
+
+def test_the_evaluation_counts_ranks_and_ratios() -> None:
     runs = [
-        run("W1", "auto", 1.0, 1.1),
-        run("W1", "greedy", 2.0, 1.0),
-        run("W2", "auto", 3.0, 3.0),
-        run("W2", "greedy", 4.0, 5.0),
+        run_record("W1", "auto", 1.0, 1.0),
+        run_record("W1", "greedy", 2.0, 1.0),
+        run_record("W2", "auto", 3.0, 3.0),
+        run_record("W2", "greedy", 4.0, 5.0),
+        run_record("W1", "auto", 1.0, 1.2),
     ]
-    found = evaluate({"runs": runs})
-    assert found["pairs"] == 4
+    found = evaluate(runs)
+    assert (found["pairs"], found["runs"]) == (4, 5)
+    assert found["median_spread_of_repeats"] == pytest.approx(0.2)
     assert found["rank_correlation"] == pytest.approx(0.8)
     assert found["workloads"]["W1"]["chosen_over_best"] == pytest.approx(1.1)
     assert found["workloads"]["W2"]["best"] == "auto"
@@ -241,6 +250,111 @@ def test_a_failing_call_ends_the_measurement() -> None:
         asyncio.run(main())
 
 
+def reality_arguments(out: Path, **options: Any) -> argparse.Namespace:
+    servers = ["gpu0/small=http://small", "gpu0/large=http://large"]
+    given: dict[str, Any] = {
+        "server": servers, "out": out, "rows": 4, "groups": 2, "repeat": 2, "limit_s": 60.0,
+        "workload": ["W3", "shared"], "scheduler": ["operator-wise", "min-switch"],
+        "note": "a test", "calls": False, **options,
+    }  # fmt: skip
+    return argparse.Namespace(**given)
+
+
+def measure_with(
+    client: type[Client], arguments: argparse.Namespace, monkeypatch: pytest.MonkeyPatch
+) -> list[dict[str, Any]]:
+    """Measure with another client; the lines that are on disk afterwards."""
+    monkeypatch.setattr("workloads.gpu.schedule_reality.Client", client)
+    raw = RawFile(arguments.out)
+    try:
+        asyncio.run(measure(arguments, raw))
+    finally:
+        raw.close()
+    return read_raw([arguments.out])
+
+
+def test_a_measurement_keeps_what_it_measured_when_it_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(RecordingClient):
+        """Ends the program in the middle of the third run, as a time limit would."""
+
+        async def flush(self, url: str) -> None:
+            await super().flush(url)
+            lines = read_raw([arguments.out])
+            if sum(line["kind"] == "run" for line in lines) == 2:
+                raise KeyboardInterrupt
+
+    arguments = reality_arguments(tmp_path / "raw.jsonl")
+    with pytest.raises(KeyboardInterrupt):
+        measure_with(Killed, arguments, monkeypatch)
+    with arguments.out.open("a") as file:
+        file.write('{"kind": "run", "work')
+    lines = read_raw([arguments.out])
+    assert [line["kind"] for line in lines] == ["setup", "calibration", "run", "run"]
+    found = evaluate(lines)
+    assert found["pairs"] == 2 and not found["ended"]
+    assert set(found["workloads"]) == {"W3", "shared"}
+
+
+def test_a_pair_that_fails_is_recorded_and_the_others_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FailsOnce(RecordingClient):
+        armed = failed = False
+
+        async def flush(self, url: str) -> None:
+            await super().flush(url)
+            self.armed = read_raw([arguments.out])[-1]["kind"] == "run"
+
+        async def generate(self, url: str, tokens: Sequence[int], max_new_tokens: int) -> Any:
+            if self.armed and not self.failed:
+                self.failed = True
+                raise ConnectionError("gone")
+            return await super().generate(url, tokens, max_new_tokens)
+
+    arguments = reality_arguments(tmp_path / "raw.jsonl")
+    lines = measure_with(FailsOnce, arguments, monkeypatch)
+    kinds = [line["kind"] for line in lines]
+    assert kinds == ["setup", "calibration", "run", "failed", *["run"] * 6, "end"]
+    found = evaluate(lines)
+    assert (found["pairs"], found["runs"], found["failed"], found["ended"]) == (4, 7, 1, True)
+
+
+def test_no_run_starts_that_would_end_after_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = reality_arguments(tmp_path / "raw.jsonl", limit_s=0.0)
+    lines = measure_with(RecordingClient, arguments, monkeypatch)
+    assert [line["kind"] for line in lines] == ["setup", "calibration", "end"]
+    assert evaluate(lines)["pairs"] == 0
+
+
+def test_a_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "raw.jsonl"
+    path.write_text('{"kind": "setup"}\n{"kind"\n{"kind": "end", "seconds": 1}\n')
+    with pytest.raises(ValueError, match=r"raw\.jsonl:2 is not JSON"):
+        read_raw([path])
+
+
+def test_runs_take_workloads_in_turn_and_the_chosen_schedule_early() -> None:
+    workload, plan = two_models(), base_plan()
+    schedulers = ["greedy", "random", "round-robin", "query-wise", "auto"]
+    pairs = [
+        [Pair(name, scheduler, workload, plan, 1.0) for scheduler in schedulers]
+        for name in ("W1", "W2", "W3")
+    ]
+    order = interleaved(pairs, 2)
+    assert len(order) == 30
+    for turn in range(10):
+        assert [p.workload_name for p in order[3 * turn : 3 * turn + 3]] == ["W1", "W2", "W3"]
+    for begin in (0, 15):
+        first_half = order[begin : begin + 9]
+        assert sum(p.scheduler == "auto" for p in first_half) == 3
+        seen = {(p.workload_name, p.scheduler) for p in order[begin : begin + 15]}
+        assert len(seen) == 15
+
+
 def test_results_become_a_page_with_a_picture(tmp_path: Path) -> None:
     curve = [
         {"budget_s": 0.1, "planning_s": 0.1, "makespan_s": 12.0, "over_best": 1.2},
@@ -249,11 +363,8 @@ def test_results_become_a_page_with_a_picture(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(
         json.dumps({"workload": "schedule-anytime", "curves": {"W1 <1>": curve}})
     )
-    runs = [
-        {"workload": "W1", "scheduler": "auto", "predicted_s": 1.0, "measured_s": 1.1},
-        {"workload": "W1", "scheduler": "greedy", "predicted_s": 2.0, "measured_s": 2.0},
-    ]
-    (tmp_path / "b.json").write_text(json.dumps(evaluate({"runs": runs})))
+    runs = [run_record("W1", "auto", 1.0, 1.1), run_record("W1", "greedy", 2.0, 2.0)]
+    (tmp_path / "b.json").write_text(json.dumps(evaluate(runs)))
     output = tmp_path / "page.md"
     text = page([tmp_path / "a.json", tmp_path / "b.json"], output)
     assert "| W1 <1> | 1 | 1.0 | 10.0 | 1.000 |" in text

@@ -188,14 +188,17 @@ class AssignmentRun:
         self.measured = Measured(0.0, 0, 0, 0, 0, [0.0] * self.groups)
 
     async def run(self) -> Measured:
-        """Run to the end; raises the first failure of a call."""
+        """Run to the end; raises the first failure of a call. Calls that are under way at its end,
+        or when it is cancelled, are cancelled."""
         self.began = time.monotonic()
         self._admit()
         self._dispatch()
-        if self.left:
-            await self.done.wait()
-        for task in self.tasks:
-            task.cancel()
+        try:
+            if self.left:
+                await self.done.wait()
+        finally:
+            for task in self.tasks:
+                task.cancel()
         if self.failure is not None:
             raise self.failure
         self.measured.makespan_s = time.monotonic() - self.began

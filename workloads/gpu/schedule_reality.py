@@ -1,14 +1,15 @@
 """Simulated against measured makespans of schedules on SGLang servers.
 
     python -m workloads.gpu.schedule_reality run --server gpu0/small=http://127.0.0.1:30001 \\
-        --server gpu0/large=http://127.0.0.1:30002 --out raw.json
-    python -m workloads.gpu.schedule_reality evaluate raw.json --out result.json
+        --server gpu0/large=http://127.0.0.1:30002 --out raw.jsonl
+    python -m workloads.gpu.schedule_reality evaluate raw.jsonl --out result.json
 
 A server is named `worker/model=URL`: servers of one worker share its accelerator. Models are named
 from the smallest to the largest in the order of their first server; the workloads' three sizes are
 mapped onto them. `run` first measures each server (prefill, decode, both side by side), fits the
-simulator's timers to that, then plans every workload with every scheduler and runs each plan once,
-interleaved. The makespans that are compared are never used for the fit.
+simulator's timers to that, then plans every workload with every scheduler and runs each plan,
+workloads interleaved. The makespans that are compared are never used for the fit. Every run is a
+line of the raw file as soon as it has ended, and `evaluate` reads what is there.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
+
+from aiohttp import ClientError
 
 from halo.scheduling import (
     AffineTimer,
@@ -42,6 +45,7 @@ from halo.scheduling import (
 )
 from halo.scheduling import ModelWork as Work
 from workloads.gpu.schedule_client import AssignmentRun, Client, Prompts, Server
+from workloads.gpu.schedule_records import RawFile, evaluate, read_raw
 from workloads.shapes import LARGE, MEDIUM, SHAPES, SMALL, TOOL_LANES, trading
 
 SCHEDULERS = (
@@ -49,10 +53,11 @@ SCHEDULERS = (
     "operator-wise",
     "min-switch",
     "longest-prefix-first",
-    "query-wise",
     "random",
     "round-robin",
 )
+"""Not among them is `query-wise`, which takes several times as long as any other."""
+
 WORKLOADS = ("W1", "W3", "W4", "W6", "shared")
 TOOL_SCALE = 0.1
 """Tools take a tenth of the published latencies, so that short batches are not all waiting."""
@@ -177,6 +182,26 @@ async def measure_together(client: Client, servers: Sequence[Server]) -> float:
     return sum(expected) / together
 
 
+async def calibrate(client: Client, servers: Sequence[Server]) -> dict[str, Any]:
+    """What the simulator is told of the servers: timers, throughput side by side, switch time."""
+    began = time.monotonic()
+    found: dict[str, Any] = {"points": {}, "timers": {}, "together": {}}
+    for server in servers:
+        points = await measure_server(client, server)
+        key = f"{server.worker}/{server.model}"
+        found["points"][key] = points
+        found["timers"][key] = asdict(fit(points))
+    for worker in dict.fromkeys(server.worker for server in servers):
+        mine = [server for server in servers if server.worker == worker]
+        if len(mine) > 1:
+            found["together"][worker] = await measure_together(client, mine)
+    begun = time.monotonic()
+    await client.flush(servers[0].url)
+    found["switch_s"] = time.monotonic() - begun
+    found["seconds"] = time.monotonic() - began
+    return found
+
+
 def fit(measured: dict[str, Any]) -> AffineTimer:
     """Least squares with coefficients kept at zero or above: prefill seconds by tokens and steps,
     decode step seconds by requests and context."""
@@ -268,81 +293,124 @@ def machine_of(calibration: dict[str, Any], servers: Sequence[Server]) -> Machin
 # --- the run -------------------------------------------------------------------------------------
 
 
-async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Calibrate, plan, run: everything that is written to the raw file."""
+async def measure(arguments: argparse.Namespace, raw: RawFile) -> None:
+    """Calibrate, plan, run: every step is written to the raw file when it is done."""
     servers = [parse_server(text) for text in arguments.server]
     models = list(dict.fromkeys(server.model for server in servers))
     began = time.monotonic()
-    raw: dict[str, Any] = {
-        "servers": [asdict(server) for server in servers],
-        "models": models,
-        "rows": arguments.rows,
-        "measured_on": arguments.note,
-        "runs": [],
-    }
+    raw.write(
+        "setup",
+        servers=[asdict(server) for server in servers],
+        models=models,
+        rows=arguments.rows,
+        groups=arguments.groups,
+        measured_on=arguments.note,
+    )
     async with Client() as client:
-        calibration: dict[str, Any] = {"points": {}, "timers": {}, "together": {}}
-        for server in servers:
-            points = await measure_server(client, server)
-            key = f"{server.worker}/{server.model}"
-            calibration["points"][key] = points
-            calibration["timers"][key] = asdict(fit(points))
-        for worker in dict.fromkeys(server.worker for server in servers):
-            mine = [server for server in servers if server.worker == worker]
-            if len(mine) > 1:
-                calibration["together"][worker] = await measure_together(client, mine)
-        begun = time.monotonic()
-        await client.flush(servers[0].url)
-        calibration["switch_s"] = time.monotonic() - begun
-        calibration["seconds"] = time.monotonic() - began
-        raw["calibration"] = calibration
+        calibration = await calibrate(client, servers)
+        raw.write("calibration", **calibration)
         _say(f"calibrated in {calibration['seconds']:.0f} s: {calibration['timers']}")
         machine = machine_of(calibration, servers)
-        pairs: list[tuple[str, str, Workload, Assignment, float]] = []
+        by_workload: list[list[Pair]] = []
         for name in arguments.workload or WORKLOADS:
             workload = workload_of(name, models, arguments.rows, arguments.groups)
-            for scheduler, plan in plans_of(
-                Problem(workload, machine), arguments.scheduler or SCHEDULERS
-            ):
-                predicted = Simulator(workload, machine).run(plan)
-                pairs.append((name, scheduler, workload, plan, predicted.makespan_s))
-        Random(0).shuffle(pairs)
-        for number, (name, scheduler, workload, plan, predicted_s) in enumerate(pairs):
-            if time.monotonic() - began > arguments.limit_s:
-                _say(f"time is over: {len(pairs) - number} pairs were not run")
+            plans = plans_of(Problem(workload, machine), arguments.scheduler or SCHEDULERS)
+            predicted = [Simulator(workload, machine).run(plan).makespan_s for _, plan in plans]
+            by_workload.append(
+                [
+                    Pair(name, scheduler, workload, plan, seconds)
+                    for (scheduler, plan), seconds in zip(plans, predicted, strict=True)
+                ]
+            )
+        order = interleaved(by_workload, arguments.repeat)
+        _say(
+            f"{len(order)} runs are {sum(pair.predicted_s for pair in order):.0f} s as predicted; "
+            f"{time.monotonic() - began:.0f} s so far"
+        )
+        for number, pair in enumerate(order):
+            if time.monotonic() - began + pair.predicted_s > arguments.limit_s:
+                _say(f"time is over: {len(order) - number} runs were not made")
                 break
-            for server in servers:
-                await client.flush(server.url)
-            prompts = Prompts(workload, f"run {number}")
-            for op, operation in enumerate(workload.operations):
-                if isinstance(operation.work, Work):
-                    for row in range(workload.rows):
-                        prompts.of(op, row)
-            run = AssignmentRun(workload, machine, plan, servers, client, prompts)
-            measured = await run.run()
-            log = measured.calls_log if arguments.calls else []
-            raw["runs"].append(
-                {
-                    "workload": name,
-                    "scheduler": scheduler,
-                    "predicted_s": predicted_s,
-                    "measured_s": measured.makespan_s,
-                    "calls": measured.calls,
-                    "prompt_tokens": measured.prompt_tokens,
-                    "cached_tokens": measured.cached_tokens,
-                    "output_tokens": measured.output_tokens,
-                    "group_end_s": measured.group_end_s,
-                    "calls_log": log,
-                    "plan": _plan_json(plan),
-                }
-            )
+            what = f"{number + 1}/{len(order)} {pair.workload_name} {pair.scheduler}"
+            try:
+                found = await measure_pair(client, servers, machine, pair, f"run {number}")
+            except (OSError, TimeoutError, ClientError) as error:
+                raw.write(
+                    "failed",
+                    workload=pair.workload_name,
+                    scheduler=pair.scheduler,
+                    error=repr(error)[:500],
+                )
+                _say(f"{what}: failed: {error!r}")
+                continue
+            if not arguments.calls:
+                found.pop("calls_log")
+            raw.write("run", **found)
             _say(
-                f"{number + 1}/{len(pairs)} {name} {scheduler}: predicted {predicted_s:.2f} s, "
-                f"measured {measured.makespan_s:.2f} s, cached "
-                f"{measured.cached_tokens / max(1, measured.prompt_tokens):.0%}"
+                f"{what}: predicted {pair.predicted_s:.2f} s, measured {found['measured_s']:.2f} s,"
+                f" cached {found['cached_tokens'] / max(1, found['prompt_tokens']):.0%}"
             )
-    raw["seconds"] = time.monotonic() - began
-    return raw
+        raw.write("end", seconds=time.monotonic() - began)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A workload and a schedule of it, with the makespan that the simulator predicts."""
+
+    workload_name: str
+    scheduler: str
+    workload: Workload
+    plan: Assignment
+    predicted_s: float
+
+
+def interleaved(by_workload: Sequence[Sequence[Pair]], repeat: int) -> list[Pair]:
+    """The order of runs. Each pass over the pairs takes workloads in turn, each workload's
+    schedules shuffled anew: whatever drifts on the machine meets all of them alike, and a
+    measurement that is cut off has about as many pairs of each workload. The schedule that `auto`
+    chose is in the first half of its workload's, since without it a workload says little."""
+    draw = Random(0)
+    order: list[Pair] = []
+    for _ in range(repeat):
+        queues: list[list[Pair]] = []
+        for pairs in by_workload:
+            shuffled = draw.sample(list(pairs), len(pairs))
+            chosen = next((i for i, p in enumerate(shuffled) if p.scheduler == "auto"), 0)
+            if chosen > len(shuffled) // 2:
+                shuffled.insert(draw.randrange(len(shuffled) // 2 + 1), shuffled.pop(chosen))
+            queues.append(shuffled)
+        for turn in range(max(map(len, queues), default=0)):
+            order += [queue[turn] for queue in queues if turn < len(queue)]
+    return order
+
+
+async def measure_pair(
+    client: Client, servers: Sequence[Server], machine: Machine, pair: Pair, salt: str
+) -> dict[str, Any]:
+    """Run one plan on empty caches, with prompts that no other salt has. Raises the client's error
+    when a call fails, and `TimeoutError` when the run takes ten times what was predicted."""
+    for server in servers:
+        await client.flush(server.url)
+    prompts = Prompts(pair.workload, salt)
+    for op, operation in enumerate(pair.workload.operations):
+        if isinstance(operation.work, Work):
+            for row in range(pair.workload.rows):
+                prompts.of(op, row)
+    run = AssignmentRun(pair.workload, machine, pair.plan, servers, client, prompts)
+    measured = await asyncio.wait_for(run.run(), 30.0 + 10 * pair.predicted_s)
+    return {
+        "workload": pair.workload_name,
+        "scheduler": pair.scheduler,
+        "predicted_s": pair.predicted_s,
+        "measured_s": measured.makespan_s,
+        "calls": measured.calls,
+        "prompt_tokens": measured.prompt_tokens,
+        "cached_tokens": measured.cached_tokens,
+        "output_tokens": measured.output_tokens,
+        "group_end_s": measured.group_end_s,
+        "calls_log": measured.calls_log,
+        "plan": _plan_json(pair.plan),
+    }
 
 
 def plans_of(problem: Problem, schedulers: Sequence[str]) -> list[tuple[str, Assignment]]:
@@ -369,79 +437,6 @@ def plans_of(problem: Problem, schedulers: Sequence[str]) -> list[tuple[str, Ass
         add("two groups at a time", replace(soft, groups_in_flight=2))
         add("four groups at a time", replace(soft, groups_in_flight=4))
     return plans
-
-
-def evaluate(raw: dict[str, Any]) -> dict[str, Any]:
-    """Rank correlation over all pairs, and the chosen schedule against the measured best."""
-    runs = raw["runs"]
-    predicted = [run["predicted_s"] for run in runs]
-    measured = [run["measured_s"] for run in runs]
-    errors = sorted(abs(p / m - 1) for p, m in zip(predicted, measured, strict=True))
-    workloads: dict[str, Any] = {}
-    for name in dict.fromkeys(run["workload"] for run in runs):
-        mine = [run for run in runs if run["workload"] == name]
-        best = min(mine, key=lambda run: run["measured_s"])
-        chosen = [run for run in mine if run["scheduler"] == "auto"]
-        workloads[name] = {
-            "schedulers": {
-                run["scheduler"]: {
-                    "predicted_s": round(run["predicted_s"], 3),
-                    "measured_s": round(run["measured_s"], 3),
-                }
-                for run in sorted(mine, key=lambda run: run["measured_s"])
-            },
-            "best": best["scheduler"],
-            "chosen_over_best": round(chosen[0]["measured_s"] / best["measured_s"], 4)
-            if chosen
-            else None,
-            "rank_correlation": _rounded(
-                spearman([run["predicted_s"] for run in mine], [run["measured_s"] for run in mine])
-            ),
-        }
-    ratios = [w["chosen_over_best"] for w in workloads.values() if w["chosen_over_best"]]
-    return {
-        "pairs": len(runs),
-        "rank_correlation": _rounded(spearman(predicted, measured)),
-        "median_absolute_error": round(errors[len(errors) // 2], 4) if errors else None,
-        "largest_absolute_error": round(errors[-1], 4) if errors else None,
-        "chosen_over_best_worst": max(ratios, default=None),
-        "workloads": workloads,
-        "seconds": raw.get("seconds"),
-    }
-
-
-def spearman(left: Sequence[float], right: Sequence[float]) -> float | None:
-    """Rank correlation with mean ranks for ties; None when it is not defined.
-
-    Example:
-        >>> spearman([1, 2, 3], [10, 20, 30]), spearman([1, 2, 3], [3, 2, 1])
-        (1.0, -1.0)
-    """
-    if len(left) < 2:
-        return None
-    a, b = _ranks(left), _ranks(right)
-    mean = (len(a) + 1) / 2
-    cross = sum((x - mean) * (y - mean) for x, y in zip(a, b, strict=True))
-    size = (sum((x - mean) ** 2 for x in a) * sum((y - mean) ** 2 for y in b)) ** 0.5
-    return cross / size if size else None
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    order = sorted(range(len(values)), key=lambda i: values[i])
-    ranks = [0.0] * len(values)
-    i = 0
-    while i < len(order):
-        j = i
-        while j + 1 < len(order) and values[order[j + 1]] == values[order[i]]:
-            j += 1
-        for k in range(i, j + 1):
-            ranks[order[k]] = (i + j) / 2 + 1
-        i = j + 1
-    return ranks
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
 
 
 def _plan_json(plan: Assignment) -> dict[str, Any]:
@@ -475,26 +470,28 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="measure; writes raw JSON")
     run.add_argument("--server", action="append", required=True, help="worker/model=URL")
-    run.add_argument("--out", type=Path, required=True)
+    run.add_argument("--out", type=Path, required=True, help="raw file, a JSON object a line")
     run.add_argument("--rows", type=int, default=32)
     run.add_argument("--groups", type=int, default=8)
-    run.add_argument("--limit-s", type=float, default=290.0, help="no new run after this")
+    run.add_argument("--repeat", type=int, default=1, help="runs of each plan, as far as time goes")
+    run.add_argument("--limit-s", type=float, default=290.0, help="no run ends after this")
     run.add_argument("--workload", action="append", help=f"of {', '.join(WORKLOADS)}, trading")
     run.add_argument("--scheduler", action="append", help=f"of {', '.join(SCHEDULERS)}")
     run.add_argument("--note", default="", help="written to the file: the machine, the servers")
     run.add_argument("--calls", action="store_true", help="keep the times of every call")
     again = commands.add_parser("evaluate", help="rank correlation and chosen against best")
-    again.add_argument("raw", type=Path)
+    again.add_argument("raw", type=Path, nargs="+")
     again.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if arguments.command == "run":
-        raw = asyncio.run(measure(arguments))
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(raw))
-        print(json.dumps(evaluate(raw), indent=2))
+        raw = RawFile(arguments.out)
+        try:
+            asyncio.run(measure(arguments, raw))
+        finally:
+            raw.close()
+        print(json.dumps(evaluate(read_raw([arguments.out])), indent=2))
         return
-    result = evaluate(json.loads(arguments.raw.read_text()))
-    text = json.dumps(result, indent=2)
+    text = json.dumps(evaluate(read_raw(arguments.raw)), indent=2)
     if arguments.out:
         arguments.out.write_text(text + "\n")
     print(text)
