@@ -110,7 +110,9 @@ class SglangBackend(Backend):
         self._capabilities = capabilities_of(info, template, max_in_flight)
         self._http = HttpClient(info.url, clock, backend=NAME, api_key=api_key, timeout_s=timeout_s)
         self._admission = Admission(
-            most=self._capabilities.max_in_flight, chunk_tokens=info.chunk_tokens
+            most=self._capabilities.max_in_flight,
+            chunk_tokens=info.chunk_tokens,
+            keeps_order=info.priorities,
         )
         self._steer = steer
         self._stall_s = stall_s

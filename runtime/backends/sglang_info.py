@@ -17,7 +17,7 @@ from runtime.errors import BackendError
 
 NAME = "sglang"
 PROBE_TIMEOUT_S = 10.0
-MOST_RUNNING = 512
+MOST_RUNNING = 1024
 """More requests than this at once are not worth it: steps get longer, rows do not end earlier."""
 
 

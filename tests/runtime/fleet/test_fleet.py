@@ -374,3 +374,14 @@ def test_nothing_is_sent_before_the_moment_a_server_named(pauses: list[float]) -
             assert clock.now_s() >= now_s + pause_s - 1e-9
 
     run(main)
+
+
+def test_a_server_that_keeps_the_plans_order_may_have_a_long_queue_until_its_cache_is_full() -> (
+    None
+):
+    admission = Admission(most=800, keeps_order=True)
+    assert admission.limit == 800
+    roomy = Load(running=300, waiting=400, waiting_tokens=400_000, cache_usage=0.5)
+    assert admission.observe(roomy, in_flight=700) == 800
+    full = Load(running=300, waiting=400, waiting_tokens=400_000, cache_usage=0.95)
+    assert admission.observe(full, in_flight=700) == 300 + 17
