@@ -273,37 +273,69 @@ def test_recorded_calls_are_replayed_for_other_parameters_of_equal_value(
 
 # --- any expression ------------------------------------------------------------------------------
 
-TEXTS = ["", " ", "a", "A", " a", "A b", "a  b", "7", "07", " 7", "7.0", "2.50", "2.5", "1e1", "é",
-         "1994-02-03", "1994-02-03 10:00:00", "03/02/1994", "true", "x'y", "%", "r1", "R1"]  # fmt: skip
+TEXTS = [
+    *("", " ", "a", "A", " a", "A b", "a  b", "7", "07", " 7", "7.0", "2.50", "2.5", "1e1", "é"),
+    *("1994-02-03", "1994-02-03 10:00:00", "03/02/1994", "true", "x'y", "%", "r1", "R1"),
+]
 NUMBERS: list[Json] = [0, 7, -7, 8, 7.0, 0.1, 0.30000000000000004, -0.0, 2**31, 2**63, 10**20]
 VALUES: list[Json] = [*TEXTS, *NUMBERS, None, True, False, ["a", "b"], ["a", "B"]]
 
-LEAVES = st.sampled_from(["$p", "$p", "$p", "$q", "'a'", "''", "' '", "2", "1", "0.5", "NULL"])
+
+def made(forms: Sequence[str], *parts: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    """Expressions of these forms over these parts."""
+    return st.builds(lambda form, *args: form.format(*args), st.sampled_from(forms), *parts)
 
 
-def expressions(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
-    one = st.sampled_from(
-        ["lower({0})", "trim({0})", "length({0})", "left({0}, 1)", "split_part({0}, ' ', 1)",
-         "substr({0}, 2, 3)", "CAST({0} AS VARCHAR)", "CAST({0} AS INTEGER)",
-         "CAST({0} AS DOUBLE)", "TRY_CAST({0} AS DATE)", "CAST({0} AS DECIMAL(6, 2))",
-         "TRY_CAST({0} AS DECIMAL(4, 1))", "TRY_CAST({0} AS BIGINT)", "TRY_CAST({0} AS BOOLEAN)",
-         "year(CAST({0} AS DATE))", "date_trunc('month', TRY_CAST({0} AS TIMESTAMP))",
-         "to_days(TRY_CAST({0} AS INTEGER))", "abs({0})", "-({0})", "round({0}, 1)", "floor({0})",
-         "({0} IS NULL)", "NOT {0}", "strftime(TRY_CAST({0} AS DATE), '%m')", "{0}[1]",
-         "TRY_CAST({0} AS FLOAT)", "TRY_CAST({0} AS HUGEINT) * 1000"]
-    )  # fmt: skip
-    two = st.sampled_from(
-        ["({0} || {1})", "concat({0}, {1})", "({0} + {1})", "({0} % {1})", "({0} // {1})",
-         "({0} * {1})", "({0} = {1})", "({0} < {1})", "coalesce({0}, {1})", "nullif({0}, {1})",
-         "CASE WHEN {0} = 'a' THEN {1} END", "greatest({0}, {1})", "({0} IN ({1}, 'a'))",
-         "if({0} IS NULL, {1}, {0})", "({0} AND {1})", "({0} LIKE {1})"]
-    )  # fmt: skip
-    return st.builds(lambda form, a: form.format(a), one, inner) | st.builds(
-        lambda form, a, b: form.format(a, b), two, inner, inner
+def texts(depth: int) -> st.SearchStrategy[str]:
+    leaves = st.sampled_from(["$p", "$p", "$q", "'a'", "''", "' '"])
+    if not depth:
+        return leaves
+    inner = texts(depth - 1)
+    one = [
+        *("lower({0})", "trim({0})", "left({0}, 1)", "split_part({0}, ' ', 1)", "reverse({0})"),
+        *("substr({0}, 2, 3)", "CAST({0} AS VARCHAR)", "strftime(TRY_CAST({0} AS DATE), '%m')"),
+    ]
+    two = [
+        *("({0} || {1})", "concat({0}, {1})", "coalesce({0}, {1})", "nullif({0}, {1})"),
+        *("CASE WHEN {0} = 'a' THEN {1} END", "greatest({0}, {1})", "replace({0}, {1}, 'r')"),
+    ]
+    numbered = ["CAST({0} AS VARCHAR)", "left('r1 a', {0})"]
+    return leaves | made(one, inner) | made(two, inner, inner) | made(numbered, numbers(depth - 1))
+
+
+def numbers(depth: int) -> st.SearchStrategy[str]:
+    leaves = st.sampled_from(["$p", "$q", "2", "0.5", "length($p)", "NULL"])
+    if not depth:
+        return leaves
+    inner = numbers(depth - 1)
+    one = ["abs({0})", "-({0})", "round({0}, 1)", "floor({0})", "({0} % 3)", "sqrt(abs({0}))"]
+    two = ["({0} + {1})", "({0} // {1})", "({0} * {1})", "({0} - {1})", "least({0}, {1})"]
+    worded = [
+        *("length({0})", "TRY_CAST({0} AS INTEGER)", "CAST({0} AS DOUBLE)", "ascii({0})"),
+        *("CAST({0} AS DECIMAL(6, 2))", "TRY_CAST({0} AS DECIMAL(4, 1))", "CAST({0} AS INTEGER)"),
+        *("TRY_CAST({0} AS FLOAT)", "TRY_CAST({0} AS HUGEINT) * 1000", "year(CAST({0} AS DATE))"),
+    ]
+    return made(one, inner) | made(two, inner, inner) | made(worded, texts(depth - 1))
+
+
+def dates(depth: int) -> st.SearchStrategy[str]:
+    worded = ["TRY_CAST({0} AS DATE)", "date_trunc('month', TRY_CAST({0} AS TIMESTAMP))"]
+    moved = ["CAST('1994-03-01' AS DATE) + to_days(CAST({0} AS INTEGER))", "to_days({0})"]
+    return made(worded, texts(depth)) | made(moved, numbers(depth))
+
+
+def conditions(depth: int) -> st.SearchStrategy[str]:
+    compared = ["({0} = {1})", "({0} < {1})", "({0} LIKE {1})", "({0} IN ({1}, 'a'))"]
+    alone = ["({0} IS NULL)", "NOT ({0} = 'a')", "({0} IS DISTINCT FROM '' AND $p <> 'a')"]
+    numbered = ["({0} > {1} OR {1} = 7)", "({0} BETWEEN 1 AND {1})"]
+    return (
+        made(compared, texts(depth), texts(depth))
+        | made(alone, texts(depth))
+        | made(numbered, numbers(depth), numbers(depth))
     )
 
 
-EXPRESSIONS = st.recursive(LEAVES, expressions, max_leaves=4)
+EXPRESSIONS = texts(2) | numbers(2) | dates(1) | conditions(1)
 CONTEXTS = st.sampled_from(
     [
         "SELECT {0} AS x, typeof({0}) AS t",
