@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, count
-from typing import Any
+from typing import Any, cast
 
 from planner.logical import Json
 from planner.sql_effects import query_effects
@@ -138,11 +138,10 @@ class _Found:
     def look(self, node: Any) -> None:
         """Look into a node, an object or a list of them."""
         if isinstance(node, list):
-            items: list[Any] = node
-            for each in items:
+            for each in cast("list[Any]", node):
                 self.look(each)
         elif isinstance(node, dict):
-            fields: Node = node
+            fields = cast("Node", node)
             if "class" in fields and self._expression(fields):
                 return
             if fields.get("type") in _OPAQUE_TABLES:
@@ -179,7 +178,7 @@ def _is_pure(node: Node) -> bool:
         return not any(zoned in json.dumps(node).lower() for zoned in ZONED)
     if kind == "FUNCTION":
         plain = not any(node.get(part) for part in ("filter", "distinct", "catalog"))
-        orders = node.get("order_bys") or {}
+        orders: Node = node.get("order_bys") or {}
         if not plain or orders.get("orders") or node.get("schema") not in ("", "main"):
             return False
         if node["function_name"] not in PURE_FUNCTIONS:
@@ -206,7 +205,7 @@ def _joins_values(node: Node) -> bool:
     if any(map(_joins_values, below)):
         return True
     if kind == "CAST":
-        written = node.get("type_expr") or node.get("cast_type") or {}
+        written: Node = node.get("type_expr") or node.get("cast_type") or {}
         name = str(written.get("type_name") or written.get("id") or "")
         return bool(_params(node)) and name.upper() in _COARSE_TYPES
     if kind == "FUNCTION" and node["function_name"] in JOINS:

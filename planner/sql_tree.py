@@ -8,9 +8,9 @@ versions of DuckDB, so readers take what they do not know for something that the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -46,7 +46,7 @@ def expression_text(expression: Node) -> str | None:
 
 def expressions_in(node: Any) -> Iterator[Node]:
     """The expressions directly below a node of any kind, through lists and other objects."""
-    values: Any = node.values() if isinstance(node, dict) else node
+    values = cast("Node", node).values() if isinstance(node, dict) else cast("list[Any]", node)
     for value in values:
         if isinstance(value, dict) and "class" in value:
             yield value
@@ -57,11 +57,10 @@ def expressions_in(node: Any) -> Iterator[Node]:
 def _unplaced(node: Any) -> Any:
     """A tree without what only its text has: equal for the same query in other spacing."""
     if isinstance(node, dict):
-        fields: Mapping[str, Any] = node
-        return {key: _unplaced(value) for key, value in fields.items() if key not in _PLACES}
+        fields = cast("Node", node).items()
+        return {key: _unplaced(value) for key, value in fields if key not in _PLACES}
     if isinstance(node, list):
-        items: list[Any] = node
-        return [_unplaced(each) for each in items]
+        return [_unplaced(each) for each in cast("list[Any]", node)]
     return node
 
 

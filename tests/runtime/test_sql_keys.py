@@ -283,7 +283,7 @@ VALUES: list[Json] = [*TEXTS, *NUMBERS, None, True, False, ["a", "b"], ["a", "B"
 
 def made(forms: Sequence[str], *parts: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     """Expressions of these forms over these parts."""
-    return st.builds(lambda form, *args: form.format(*args), st.sampled_from(forms), *parts)
+    return st.builds(str.format, st.sampled_from(forms), *parts)
 
 
 def texts(depth: int) -> st.SearchStrategy[str]:
