@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, count
-from typing import Any, cast
+from typing import Any
 
 from planner.logical import Json
 from planner.sql_effects import query_effects
@@ -137,11 +137,12 @@ class _Found:
 
     def look(self, node: Any) -> None:
         """Look into a node, an object or a list of them."""
+        inside: Any = node
         if isinstance(node, list):
-            for each in cast("list[Any]", node):
+            for each in inside:
                 self.look(each)
         elif isinstance(node, dict):
-            fields = cast("Node", node)
+            fields: Node = inside
             if "class" in fields and self._expression(fields):
                 return
             if fields.get("type") in _OPAQUE_TABLES:
