@@ -137,12 +137,12 @@ class _Found:
 
     def look(self, node: Any) -> None:
         """Look into a node, an object or a list of them."""
+        inside: Any = node
         if isinstance(node, list):
-            items: list[Any] = node
-            for each in items:
+            for each in inside:
                 self.look(each)
         elif isinstance(node, dict):
-            fields: Node = node
+            fields: Node = inside
             if "class" in fields and self._expression(fields):
                 return
             if fields.get("type") in _OPAQUE_TABLES:
@@ -179,7 +179,7 @@ def _is_pure(node: Node) -> bool:
         return not any(zoned in json.dumps(node).lower() for zoned in ZONED)
     if kind == "FUNCTION":
         plain = not any(node.get(part) for part in ("filter", "distinct", "catalog"))
-        orders = node.get("order_bys") or {}
+        orders: Node = node.get("order_bys") or {}
         if not plain or orders.get("orders") or node.get("schema") not in ("", "main"):
             return False
         if node["function_name"] not in PURE_FUNCTIONS:
@@ -206,7 +206,7 @@ def _joins_values(node: Node) -> bool:
     if any(map(_joins_values, below)):
         return True
     if kind == "CAST":
-        written = node.get("type_expr") or node.get("cast_type") or {}
+        written: Node = node.get("type_expr") or node.get("cast_type") or {}
         name = str(written.get("type_name") or written.get("id") or "")
         return bool(_params(node)) and name.upper() in _COARSE_TYPES
     if kind == "FUNCTION" and node["function_name"] in JOINS:

@@ -44,7 +44,7 @@ PURE_FUNCTIONS = frozenset(
         *("json_extract_string", "json_extract_path_text", "json_value", "json_array_length"),
         *("json_exists", "json_type", "json_valid"),
         # Choices.
-        *("if", "ifnull", "nullif", "coalesce"),
+        *("if", "nullif"),
     }
 )
 

@@ -8,7 +8,7 @@ versions of DuckDB, so readers take what they do not know for something that the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -46,8 +46,8 @@ def expression_text(expression: Node) -> str | None:
 
 def expressions_in(node: Any) -> Iterator[Node]:
     """The expressions directly below a node of any kind, through lists and other objects."""
-    values: Any = node.values() if isinstance(node, dict) else node
-    for value in values:
+    inside: Any = node
+    for value in inside.values() if isinstance(node, dict) else inside:
         if isinstance(value, dict) and "class" in value:
             yield value
         elif isinstance(value, dict | list):
@@ -56,12 +56,11 @@ def expressions_in(node: Any) -> Iterator[Node]:
 
 def _unplaced(node: Any) -> Any:
     """A tree without what only its text has: equal for the same query in other spacing."""
+    inside: Any = node
     if isinstance(node, dict):
-        fields: Mapping[str, Any] = node
-        return {key: _unplaced(value) for key, value in fields.items() if key not in _PLACES}
+        return {key: _unplaced(value) for key, value in inside.items() if key not in _PLACES}
     if isinstance(node, list):
-        items: list[Any] = node
-        return [_unplaced(each) for each in items]
+        return [_unplaced(each) for each in inside]
     return node
 
 

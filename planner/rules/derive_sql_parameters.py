@@ -26,4 +26,6 @@ def _derive(op: Op) -> Op:
     if op.volatile or all(isinstance(each, Const) for each in op.inputs):
         return op
     use = parameter_expressions(op.text)
-    return op if use is None or use.params != tuple(sorted(op.params)) else replace(op, derived=True)
+    return (
+        op if use is None or use.params != tuple(sorted(op.params)) else replace(op, derived=True)
+    )
