@@ -269,7 +269,7 @@ def run_stage(
 ) -> None:
     """The runs of one stage, seeds outermost, so that a cut leaves whole seeds."""
     workloads = [with_count(w, arguments.scale) for w in named(arguments.workloads)]
-    seeds = range(1, arguments.seeds + 1)
+    seeds = range(arguments.first_seed, arguments.seeds + 1)
     bench = Bench(
         servers.urls, {name: name for name in PORTS}, api_url, Path(arguments.models) / "databases"
     )
@@ -377,7 +377,8 @@ def main() -> None:
     parser.add_argument("--python", default=sys.executable, help="of SGLang's environment")
     parser.add_argument("--workloads", default="", help="comma-separated; default: all")
     parser.add_argument("--systems", default="halo,async,langgraph,operators")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="the last one")
+    parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--scale", type=float, default=1.0, help="times the rows")
     parser.add_argument("--budget-s", type=float, default=520.0)
     parser.add_argument("--cpu", action="store_true", help="dry run: tiny model, no accelerator")
