@@ -330,7 +330,7 @@ class _Compiler:
             params.append(setting)
         return Tool(
             tuple(inputs), tool=ToolRef(name, tool.digest, Effect.PURE), params=tuple(params),
-            label=spec.label,
+            label=spec.label, fresh=not spec.cache,
         )  # fmt: skip
 
     def _workflow(self, spec: CallSpec, args: Sequence[Op]) -> Op:

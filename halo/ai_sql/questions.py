@@ -102,6 +102,7 @@ class _Call:
             call_id=self._key if spec.temperature > 0 else "",
             schema_json=None if schema is None else canonical_json(schema),
             label=spec.label,
+            fresh=not spec.cache,
         )
 
     def choose(
@@ -119,6 +120,7 @@ class _Call:
             call_id=self._key if spec.temperature > 0 else "",
             options=options,
             label=spec.label,
+            fresh=not spec.cache,
         )
 
     def _system(self, instruction: str) -> Prompt | None:
