@@ -35,6 +35,7 @@ def sql(
     flags: dict[str, Any],
     dry_run: bool,
     json_out: bool,
+    sample: int = 0,
 ) -> int:
     """Run SQL, or start the shell; returns the exit code."""
     off, on = rule_names(rules)
@@ -47,6 +48,7 @@ def sql(
         allow=tuple(allow),
         off=off,
         on=on,
+        sample=sample,
     )
     if text is not None and file is not None:
         raise HaloError("give the SQL as an argument or with -f FILE, not both")
