@@ -3,10 +3,9 @@ on one server that counts; and 200,000 rows with 500 distinct inputs.
 
     python -m workloads.sql_bench [--rows N] [--peer NAME=PYTHON]... [--big]
 
-Prints one JSON object. Peers (lotus, lotus-cache, fenic, fenic-cache, daft) run with the Python of an
-environment of theirs.
-The server answers at once, so times are what the systems themselves take, and machines that are
-busy with other things make them longer.
+Prints one JSON object. Peers (lotus, lotus-cache, fenic, fenic-cache, daft) run with the Python of
+an environment of theirs. The server answers at once, so times are what the systems themselves take,
+and machines that are busy with other things make them longer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Samples: some inputs of a batch's calls are asked first, and the batch is planned by what they teach.
+"""Samples: some inputs of calls are asked first, and the batch is planned by what they teach.
 
 What filters keep and what answers cost cannot be known before; a sample measures both, so that the
 planner can put the filter first that drops most for its price. Its answers are not lost: the run

@@ -1,4 +1,4 @@
-"""`cache := false` in a session with an answer cache: such calls neither read it nor write to it."""
+"""`cache := false` where there is an answer cache: such calls neither read it nor write to it."""
 
 from __future__ import annotations
 
@@ -30,12 +30,14 @@ def reply(text: str) -> str:
 def run(cache: Path, text: str) -> tuple[list[dict[str, object]], int, int]:
     """The rows of the last statement, the calls made, and those that the cache answered."""
     options = SqlOptions(tables={"mail": MAIL}, workflows=[reply])
-    with Session(engine="simulated", cache=cache) as session:
-        with SqlBatch(text, session, options) as batch:
-            results = batch.run()
-            assert not batch.failures
-            calls = results[-1].run.summary()["calls"]
-            return list(results[-1]), calls["made"], calls["cached"]
+    with (
+        Session(engine="simulated", cache=cache) as session,
+        SqlBatch(text, session, options) as batch,
+    ):
+        results = batch.run()
+        assert not batch.failures
+        calls = results[-1].run.summary()["calls"]
+        return list(results[-1]), calls["made"], calls["cached"]
 
 
 def answers(cache: Path) -> int:

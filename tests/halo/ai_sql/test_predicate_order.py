@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,12 @@ def pool() -> dict[tuple[bool, bool], list[str]]:
         " FROM mail"
     )
     found: dict[tuple[bool, bool], list[str]] = {}
-    with Session(engine="simulated") as session:
-        with SqlBatch(text, session, SqlOptions(tables={"mail": table})) as batch:
-            for body, good, short in batch.run()[0].tuples():
-                found.setdefault((good, short), []).append(body)
+    with (
+        Session(engine="simulated") as session,
+        SqlBatch(text, session, SqlOptions(tables={"mail": table})) as batch,
+    ):
+        for body, good, short in batch.run()[0].tuples():
+            found.setdefault((good, short), []).append(body)
     return found
 
 
@@ -147,23 +149,20 @@ def test_a_sample_chooses_the_order_and_its_answers_are_used(
     assert plan.index(SHORT) < plan.index(GOOD)
 
 
-def test_a_sample_writes_nothing(
-    pool: dict[tuple[bool, bool], list[str]], tmp_path: Path
-) -> None:
+def test_a_sample_writes_nothing(pool: dict[tuple[bool, bool], list[str]], tmp_path: Path) -> None:
     database = tmp_path / "shop.duckdb"
     monday = mail(pool, good=36, short=4)
     with duckdb.connect(database) as connection:
         connection.execute("CREATE TABLE kept (id INTEGER)")
     text = f"INSERT INTO kept {TEXT}; SELECT count(*) FROM kept; SELECT id FROM kept WHERE " \
            f"AI_FILTER('Again? {{id}}') IS NOT NULL"  # fmt: skip
-    with Session(engine="simulated", db=database) as session:
-        with SqlBatch(text, session, SqlOptions(tables={"mail": monday}, sample=10)) as batch:
-            results = batch.run()
-            assert not batch.failures
-            assert results[0].written == 2
-            assert _values(results[1:]) == [[2], [row["id"] for row in results[2]]]
-            assert len(results[2]) == 2
-
-
-def _values(results: Sequence[QueryResult]) -> list[list[Any]]:
-    return [[row[0] for row in result.tuples()] for result in results]
+    options = SqlOptions(tables={"mail": monday}, sample=10)
+    with (
+        Session(engine="simulated", db=database) as session,
+        SqlBatch(text, session, options) as batch,
+    ):
+        results = batch.run()
+        assert not batch.failures
+        assert results[0].written == 2
+        assert [list(row) for row in results[1].tuples()] == [[2]]
+        assert len(results[2]) == 2
