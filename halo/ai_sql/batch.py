@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -197,6 +198,7 @@ class SqlBatch:
         """
         database = self.database
         self.runs = []
+        identity = run_id or secrets.token_hex(8)
         results: list[QueryResult] = []
         for number, compiled in enumerate(self._parts, 1):
             # A statement that reads what another of the batch writes comes in a later part.
@@ -205,16 +207,24 @@ class SqlBatch:
                 prepared = self._as_begun(compiled, part)
             else:
                 prepared = self._sampled(compiled, self.prepared[number - 1], announce)
-            identity = run_id or secrets.token_hex(8)
             run = self._session.run_prepared(
                 prepared,
                 out=part,
                 resume=resume,
                 on_progress=on_progress,
                 announce=announce,
-                asked={**(asked or {}), "run_id": identity, "learnt": self._learnt.to_json()},
+                asked={
+                    **(asked or {}),
+                    "run_id": identity,
+                    "parts": len(self._parts),
+                    "learnt": self._learnt.to_json(),
+                },
                 sql=SqlSession(
-                    database.running, database.results, database.marks if out else "", identity
+                    database.running,
+                    database.results,
+                    database.marks if out else "",
+                    # Two parts may hold the same write, which is to happen twice.
+                    f"{identity}/{number}",
                 ),
                 cache=self._sampler.cache,
             )
@@ -371,6 +381,12 @@ class SqlBatch:
             for result in results:
                 for failure in result.errors:
                     file.write(json.dumps(asdict(failure), ensure_ascii=False) + "\n")
+
+
+def part_directories(out: Path) -> list[Path]:
+    """The run directories of the parts that have begun, in order; none when the batch has one."""
+    numbered = (out / f"part{number}" for number in itertools.count(1))
+    return list(itertools.takewhile(lambda part: (part / "manifest.json").exists(), numbered))
 
 
 def _parts(compiled: Sequence[Compiled]) -> list[list[Compiled]]:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from halo.ai_sql.batch import SqlBatch, SqlOptions
+from halo.ai_sql.batch import SqlBatch, SqlOptions, part_directories
 from halo.ai_sql.errors import SqlRefusedError
 from halo.ai_sql.results import FORMATS, QueryResult
 from halo.ai_sql.table import print_table
@@ -79,7 +79,9 @@ def sql(
 
 
 def resume(directory: Path, manifest: dict[str, Any], *, json_out: bool, flags: Any) -> int:
-    """Continue a run of `halo sql --out`."""
+    """Continue a run of `halo sql --out`; `directory` is its own, or that of one of its parts."""
+    if manifest.get("parts", 1) > 1 and not part_directories(directory):
+        directory = directory.absolute().parent
     kept = manifest["sql"]
     if str(Path.cwd()) != kept["directory"]:
         raise RunDirectoryError(
