@@ -32,7 +32,10 @@ YES, NO = "yes", "no"
 SCORE_MAX = 100
 """AI_SCORE answers a whole number from 0 to this: a range that every engine can enforce."""
 
-_FILTER_SYSTEM = "Decide whether the answer to the question is yes or no. Answer with one word."
+_FILTER_SYSTEM = (
+    # Told what the text is and what each answer says, small models miss far less: see docs/benchmarks/sql.md.
+    "The user asks a question about a text. Answer yes if the answer is yes, else answer no."
+)
 _SCORE_SYSTEM = (
     f"Answer with one whole number from 0 to {SCORE_MAX}: how much what is asked holds, where 0 is "
     f"not at all and {SCORE_MAX} is as much as can be."
