@@ -33,7 +33,7 @@ SCORE_MAX = 100
 """AI_SCORE answers a whole number from 0 to this: a range that every engine can enforce."""
 
 _FILTER_SYSTEM = (
-    # Told what the text is and what each answer says, small models miss far less: see docs/benchmarks/sql.md.
+    # Small models miss far less with these words: see docs/benchmarks/sql.md.
     "The user asks a question about a text. Answer yes if the answer is yes, else answer no."
 )
 _SCORE_SYSTEM = (
