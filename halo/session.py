@@ -124,11 +124,17 @@ class Session:
     # --- planning --------------------------------------------------------------------------------
 
     def prepare(
-        self, flow: Flow | Batch, rows: Any = None, *, count_rows: CountRows | None = None
+        self,
+        flow: Flow | Batch,
+        rows: Any = None,
+        *,
+        count_rows: CountRows | None = None,
+        learnt: Learnt = NOTHING_LEARNT,
     ) -> Prepared:
         """Trace, merge, verify, estimate and place a batch. Makes no call and loads no engine.
 
-        `count_rows` tells how many rows a query of the plan makes, None when it cannot say."""
+        `count_rows` tells how many rows a query of the plan makes, None when it cannot say;
+        `learnt` is believed before what the configured runs have taught."""
         pairs = _pairs(flow, rows)
         queries: list[Query] = []
         names: set[str] = set()
@@ -139,7 +145,7 @@ class Session:
                 name, n = f"{each.name}-{n}", n + 1
             names.add(name)
             queries.append(Query(name, each.trace(row_set.source, row_set.columns), row_set))
-        return self._plan(tuple(queries), count_rows=count_rows)
+        return self._plan(tuple(queries), learnt, count_rows)
 
     def _plan(
         self,
@@ -175,10 +181,11 @@ class Session:
         took_s = wall_s() - began_s
         return Prepared(queries, bound, rewritten, plan, stats, tools, scheduled, took_s)
 
-    def _cache_setting(self, prepared: Prepared) -> CacheSetting | None:
+    def _cache_setting(self, prepared: Prepared, directory: Path | None) -> CacheSetting | None:
         """The answer cache of a run, if there is to be one. Whose answers it keeps: those of these
         engines, as they are set up."""
-        if self.config.cache is None:
+        directory = directory or self.config.cache
+        if directory is None:
             return None
         engines = sorted({worker.engine for worker in prepared.plan.workers})
         scope = " ".join(
@@ -186,7 +193,7 @@ class Session:
             for engine in engines
         )
         scope += " exact" if self.config.exact else ""
-        return CacheSetting(self.config.cache, scope, int(self.config.cache_mb * 1e6))
+        return CacheSetting(directory, scope, int(self.config.cache_mb * 1e6))
 
     def _learnt(self) -> Learnt:
         """What the runs named in the configuration have taught; read once."""
@@ -352,8 +359,10 @@ class Session:
         announce: Announce | None = None,
         asked: Mapping[str, Json] | None = None,
         sql: SqlSession | None = None,
+        cache: Path | None = None,
     ) -> RunResult:
-        """Run what `prepare` made. `sql` is the database of a SQL batch (`halo.ai_sql.batch`)."""
+        """Run what `prepare` made. `sql` is the database of a SQL batch (`halo.ai_sql.batch`);
+        `cache` is the directory of answers, in place of the configured one."""
         inputs = RunInputs(
             plan=prepared.plan,
             stats=prepared.stats,
@@ -367,7 +376,7 @@ class Session:
             warm=self.config.warm,
             overlap=self.config.overlap,
             budget=self.config.limits,
-            cache=self._cache_setting(prepared),
+            cache=self._cache_setting(prepared, cache),
             out=Path(out) if out is not None else None,
             resume=resume,
             sql=sql,

@@ -110,10 +110,10 @@ def _fields(node: Node, width: int | None) -> list[str]:
             return ["detail"] if detail else []
         case Generate() | Choose() | Agent() as op:
             return _model_fields(op, node.inputs, width)
-        case Tool(tool=tool, params=params, call_id=call_id):
+        case Tool(tool=tool, params=params, call_id=call_id, fresh=fresh):
             pairs = zip(params, node.inputs, strict=True)
             named = [f"{shown_name(n)}={i}" for n, i in pairs]
-            return [shown_name(tool.name), *named, *_call_id(call_id, width)]
+            return [shown_name(tool.name), *named, *_fresh(fresh), *_call_id(call_id, width)]
         case Sql() as op:
             return _sql_fields(op, node.inputs, width)
         case Reduce(fan_in=fan_in):
@@ -143,7 +143,11 @@ def _model_fields(op: ModelOp, inputs: Sequence[str], width: int | None) -> list
         found.append(f"max_turns={op.max_turns}")
     if isinstance(op, Generate | Agent) and op.schema_json:
         found.append(f"schema={quoted(op.schema_json, width)[1:-1]}")
-    return [*found, *_call_id(op.call_id, width)]
+    return [*found, *_fresh(op.fresh), *_call_id(op.call_id, width)]
+
+
+def _fresh(fresh: bool) -> list[str]:
+    return ["fresh"] if fresh else []
 
 
 def _relation_fields(op: Relation, inputs: Sequence[str], width: int | None) -> list[str]:

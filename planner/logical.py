@@ -204,7 +204,8 @@ class ModelOp(Op):
     """What every model call has. Prompts refer to `inputs` by position.
 
     `call_id` is the identity of a written call: empty for greedy calls (equal calls are one call),
-    set for sampled ones (equal calls stay apart).
+    set for sampled ones (equal calls stay apart). A `fresh` call is answered in this run: its
+    answer neither comes from the answer cache of earlier runs nor goes there.
     """
 
     model: str = ""
@@ -214,6 +215,7 @@ class ModelOp(Op):
     temperature: float = 0.0
     top_p: float = 1.0
     call_id: str = ""
+    fresh: bool = field(default=False, kw_only=True)
 
     @property
     def own_effect(self) -> Effect:
@@ -271,11 +273,12 @@ class Agent(ModelOp):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Tool(Op):
-    """A call of a registered tool. Inputs: one value per name in `params`."""
+    """A call of a registered tool. Inputs: one value per name in `params`. `fresh` as of models."""
 
     tool: ToolRef = NO_TOOL
     params: tuple[str, ...] = ()
     call_id: str = ""
+    fresh: bool = field(default=False, kw_only=True)
 
     @property
     def own_effect(self) -> Effect:

@@ -15,7 +15,7 @@ from planner.bodies import bodies_innermost_first
 from planner.logical import LogicalPlan, Op, Scan, canonical_json
 from planner.op import encode_field
 
-_LEFT_OUT = frozenset(("inputs", "after", "call_id"))
+_LEFT_OUT = frozenset(("inputs", "after", "call_id", "fresh"))
 
 
 def shapes(plan: LogicalPlan) -> dict[str, str]:

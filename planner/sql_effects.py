@@ -6,6 +6,7 @@ of a list kept here. What cannot be understood is taken for the worse.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -36,6 +37,7 @@ class QueryEffects:
     key: str
 
 
+_WORD = re.compile(r"\w+")
 _UNKNOWN = QueryEffects(False, False, True, "")
 
 
@@ -69,16 +71,19 @@ def query_effects(text: str) -> QueryEffects:
         key: str = tree.sql(dialect="duckdb", comments=False, normalize=False)
     except (SqlglotError, RecursionError):
         return _UNKNOWN
-    return QueryEffects(True, reads_only, not reads_only or _is_volatile(tree), key)
+    return QueryEffects(True, reads_only, not reads_only or _is_volatile(tree, key), key)
 
 
-def _is_volatile(tree: Any) -> bool:
+def _is_volatile(tree: Any, text: str) -> bool:
+    """Whether a tree, of which `text` is what DuckDB is told, may answer differently each time."""
     from sqlglot import exp
 
     if any(tree.find_all(exp.TableSample, exp.SessionParameter)):
         return True
     known, volatile = _functions()
-    for node in tree.find_all(exp.Func):
+    # What a function is called takes long to find out, and most texts have no such name at all.
+    is_suspect = not volatile.isdisjoint(_WORD.findall(text.lower()))
+    for node in tree.find_all(exp.Func if is_suspect else exp.Anonymous):
         name = _name(node)
         if name in volatile or (name not in known and isinstance(node, exp.Anonymous)):
             return True

@@ -4,8 +4,8 @@ A local SQLite file. Answers are keyed by what was asked, of what, by which tena
 some rows are known makes the calls of the others alone. It is off unless asked for, and may be
 deleted at any time: nothing depends on it but the calls that it saves.
 
-Sampled and writing calls are never kept, nor are failed ones, nor queries on databases, whose
-tables may have changed.
+Sampled and writing calls are never kept, nor are failed ones, nor fresh ones (their authors want an
+answer of this run), nor queries on databases, whose tables may have changed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from costmodel.usage import OpMetrics
 from runtime.errors import CacheError
-from runtime.records import CallRecord, Outcome, Store
+from runtime.records import FRESH, CallRecord, Outcome, Store
 
 FILE = "answers.sqlite"
 SCHEMA_VERSION = 1
@@ -136,6 +136,8 @@ class AnswerCache:
     def put(self, record: CallRecord) -> None:
         """Keep the answer of a call, if it is one to keep."""
         if record.effect != "pure" or record.error is not None or record.kind == "sql":
+            return
+        if record.is_fresh:
             return
         own, shared = self._keys(record.key)
         key = own if record.kind == "model" else shared
@@ -265,7 +267,7 @@ class CachedStore:
 
     def recorded_call(self, key: str) -> CallRecord | None:
         record = self._answered.get(key) or self._store.recorded_call(key)
-        if record is not None:
+        if record is not None or key.endswith(FRESH):
             return record
         record = self._cache.get(key)
         if record is not None:

@@ -114,7 +114,7 @@ class Dispatcher:
             raise InvariantError(f"the plan names worker {worker!r}; the run has: {have}")
         identity = site.identity
         seed = derive_seed(self._seed, identity) if request.temperature > 0 else None
-        key = request_key(request, seed, identity, self._tenant)
+        key = site.key(request_key(request, seed, identity, self._tenant))
 
         def make() -> Awaitable[CallRecord]:
             keyed = replace(request, key=key, seed=seed, priority=priority)

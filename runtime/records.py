@@ -13,6 +13,9 @@ from planner.logical import Effect, Json, canonical_json
 
 NO_USAGE = Usage()
 
+FRESH = "/fresh"
+"""How the keys of fresh calls end: they stay apart from equal calls that a cache may answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
@@ -49,6 +52,11 @@ class CallRecord:
     end_s: float = 0.0
     attempts: int = 1
     error: str | None = None
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the answer is for this run alone."""
+        return self.key.endswith(FRESH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +109,11 @@ class CallSite:
     effect: Effect = Effect.PURE
     call_id: str = ""
     turn: int = 0
+    fresh: bool = False
+
+    def key(self, digest: str) -> str:
+        """The content key of a call asked for here, of which `digest` is what is asked."""
+        return digest + FRESH if self.fresh else digest
 
     @property
     def identity(self) -> str:

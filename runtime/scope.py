@@ -12,7 +12,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from planner.logical import Effect, Json, Limit, Op, Recover, Relation, Subset, walk
+from planner.logical import (
+    Effect,
+    Json,
+    Limit,
+    ModelOp,
+    Op,
+    Recover,
+    Relation,
+    Subset,
+    Tool,
+    walk,
+)
 from runtime.inline import Compute
 from runtime.records import CallSite, RowError
 from runtime.write_order import Turn
@@ -302,6 +313,7 @@ class Frame:
             effect,
             call_id,
             turn,
+            isinstance(op, ModelOp | Tool) and op.fresh,
         )
 
     def fail(self, position: int, failure: Failure) -> None:

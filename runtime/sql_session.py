@@ -30,6 +30,7 @@ _PLAIN = frozenset({"VARCHAR", "BOOLEAN", "INTEGER", "BIGINT", "DOUBLE", "VARCHA
 """Types whose values the appender takes as they are; others go through JSON."""
 _FETCH_ROWS = 1024
 _MARKS = "halo_writes"
+_SAMPLE_SEED = 1
 
 
 @dataclass
@@ -41,12 +42,16 @@ class SqlSession:
         results: the schema that `SqlRows.into` tables are made in, as SQL names it.
         marks: the schema in which writes leave their marks; empty for a run that cannot be resumed.
         run_id: what tells the marks of this run from those of others.
+        sample_rows: for a run that is to teach what its calls do: queries give at most so many of
+            their rows, drawn evenly, and those that write or keep results are not run. 0 for a run
+            that is meant.
     """
 
     cursor: DuckDBPyConnection
     results: str
     marks: str = ""
     run_id: str = ""
+    sample_rows: int = 0
 
 
 class SessionQueries:
@@ -75,6 +80,8 @@ class SessionQueries:
         site: CallSite,
     ) -> Sequence[Mapping[str, Json]]:
         """See `runtime.executor.RowQueries`."""
+        if self._session.sample_rows and (op.into or not op.read_only):
+            return [{"rows": 0}]
         async with self._lock:
             metrics = self._metrics.setdefault(op.fingerprint, OpMetrics())
             metrics.requested += 1
@@ -140,7 +147,7 @@ class SessionQueries:
                 return [{"rows": self._keep(cursor, op, params)}]
             if not op.read_only:
                 return [{"rows": self._write(cursor, op, params, key)}]
-            return _fetch(cursor, op, params)
+            return _fetch(cursor, op, params, self._session.sample_rows)
         except (duckdb.Error, ValueError, TypeError, OverflowError) as error:
             raise ToolError(f"{type(error).__name__}: {error}", tool=op.label or "sql") from error
 
@@ -207,9 +214,13 @@ def _as_json(row: Sequence[Json], plain: Sequence[bool]) -> tuple[Any, ...]:
 
 
 def _fetch(
-    cursor: DuckDBPyConnection, op: SqlRows, params: Mapping[str, Json]
+    cursor: DuckDBPyConnection, op: SqlRows, params: Mapping[str, Json], sample_rows: int
 ) -> list[dict[str, Json]]:
-    cursor.execute(op.text, dict(params) or None)
+    text = op.text
+    if sample_rows:
+        drawn = f"USING SAMPLE reservoir({sample_rows} ROWS) REPEATABLE ({_SAMPLE_SEED})"
+        text = f"SELECT * FROM ({text}) {drawn}"
+    cursor.execute(text, dict(params) or None)
     rows: list[dict[str, Json]] = []
     convert: Callable[[Any, str], Json] = to_cell
     while batch := cursor.fetchmany(_FETCH_ROWS):

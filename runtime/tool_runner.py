@@ -92,7 +92,7 @@ class ToolRunner:
             raise ToolError(f"there is no tool {name!r}; the tools are: {known}", tool=name)
         site = replace(site, effect=strongest((site.effect, spec.effect)))
         kind: Literal["tool", "http"] = "http" if spec.url else "tool"
-        key = self._key(kind, name, spec.digest, dict(arguments), site.identity)
+        key = site.key(self._key(kind, name, spec.digest, dict(arguments), site.identity))
         idempotency_key = hashlib.sha256((site.identity or key).encode()).hexdigest()[:32]
 
         async def run() -> Json:

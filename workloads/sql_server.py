@@ -49,6 +49,7 @@ class CountingServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = 1 << 16  # an answer is one write, headers and all
 
             def log_message(self, format: str, *args: object) -> None:
                 pass

@@ -72,6 +72,32 @@ def file_literals(tree: Any) -> list[str]:
     return found
 
 
+def check_target(tree: Any, text: str) -> None:
+    """Refuse a COPY ... TO whose directory is not there: before any call, not after the last."""
+    for each in tree.args.get("files") or ():
+        if each.is_string and not (parent := Path(str(each.this)).parent).is_dir():
+            raise SqlError(
+                "S301", f"there is no directory {str(parent)!r} to write {str(each.this)!r} in",
+                text=text, offset=_place(str(each.this), text),
+            )  # fmt: skip
+
+
+def refused_file(reason: str, text: str) -> SqlError:
+    """Why DuckDB was not let at a file: that there is none of that name, when the name stands in
+    the text as it is, or that it is not among those that may be read."""
+    tried = re.search(r'Cannot access file "([^"]+)"', reason)
+    # DuckDB looks for a directory of that name after it has found no file.
+    name = re.split(r"/\*\*|[*?\[]", tried[1])[0] if tried else ""
+    if name and f"'{name}'" in text and not Path(name).exists():
+        return SqlError("S301", f"there is no file {name!r}", text=text, offset=_place(name, text))
+    return SqlError("S301", f"{reason}\nAllow a directory with --allow DIR.")
+
+
+def _place(literal: str, text: str) -> int | None:
+    place = text.find(f"'{literal}'")
+    return place if place >= 0 else None
+
+
 def allowed(literals: Iterable[str]) -> tuple[list[str], list[str]]:
     """(directories, files) that the literals name: of a glob, the directory before its first
     wildcard."""

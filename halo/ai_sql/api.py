@@ -23,6 +23,7 @@ def run_sql(
     resume: bool = False,
     off: Sequence[str] = (),
     on: Sequence[str] = (),
+    sample: int = 0,
     session: Session | None = None,
 ) -> QueryResult:
     """Run a batch of SQL and return the result of its last statement; `batch` of it has all.
@@ -36,6 +37,7 @@ def run_sql(
         allow=tuple(Path(each) for each in allow),
         off=tuple(off),
         on=tuple(on),
+        sample=sample,
     )
     batch = SqlBatch(text, session or default_session(), options)
     try:

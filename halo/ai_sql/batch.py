@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,13 +19,16 @@ from halo.ai_sql.compile import RULES, UNSAFE_RULES, Compiled, Setting, compile_
 from halo.ai_sql.documents import document_tool
 from halo.ai_sql.errors import SqlError, nearest
 from halo.ai_sql.results import QueryResult, RowFailure
+from halo.ai_sql.sampling import Sampler
 from halo.ai_sql.statements import Statement, read_batch
 from halo.flow import Flow
 from halo.result import RunResult
 from halo.rows import RowSet
 from halo.session import Announce, OnProgress, Prepared, Session
 from planner.explain import explain_physical
+from planner.learnt import NOTHING_LEARNT, Learnt
 from planner.logical import Effect, SqlRows
+from runtime.run_directory import RunDirectory
 from runtime.sql_session import SqlSession
 from runtime.tools import ToolSpec
 
@@ -46,6 +50,7 @@ class SqlOptions:
         off: rules to leave out, by name; `on`: unsafe rules to use.
         errors: of earlier batches, which the table `halo_errors` holds.
         settings: defaults of options that an earlier SET gave, by option.
+        sample: inputs of each call that are asked first, to plan the rest by what they teach.
     """
 
     parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -56,6 +61,7 @@ class SqlOptions:
     on: Sequence[str] = ()
     errors: Sequence[RowFailure] = ()
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    sample: int = 0
 
 
 class SqlBatch:
@@ -71,15 +77,18 @@ class SqlBatch:
         self.statements = read_batch(text, self._options.parameters)
         self._rules = _rules(self._options)
         self.settings = dict(self._options.settings)
+        self._learnt = NOTHING_LEARNT
+        self._sampler = Sampler(session, self._options.sample)
         self.database = self._open()
         try:
             compiled = self._compile()
             self.explained = [each for each in compiled if _is_explained(each)]
             self.compiled = [each for each in compiled if not _is_explained(each)]
             self.runs: list[RunResult] = []
-            self.prepared = [self._prepare(part) for part in _parts(self.compiled)]
+            self._parts = _parts(self.compiled)
+            self.prepared = [self._prepare(part) for part in self._parts]
         except BaseException:
-            self.database.close()
+            self.close()
             raise
 
     def __enter__(self) -> SqlBatch:
@@ -90,6 +99,7 @@ class SqlBatch:
 
     def close(self) -> None:
         """Close the database; results can no longer be read."""
+        self._sampler.close()
         self.database.close()
 
     def explanations(self) -> list[str]:
@@ -98,7 +108,7 @@ class SqlBatch:
         for each in self.explained:
             explain = each.statement.explain
             if explain is not None:
-                prepared = self._prepare([each])
+                prepared = self._sampled([each], self._prepare([each]))
                 found.append(self._session.explain_prepared(prepared, format=explain.format))
         return found
 
@@ -119,8 +129,25 @@ class SqlBatch:
 
     def _prepare(self, compiled: Sequence[Compiled]) -> Prepared:
         return self._session.prepare(
-            [(each, _NO_ROWS) for each in compiled], count_rows=self._count_rows
+            [(each, _NO_ROWS) for each in compiled],
+            count_rows=self._count_rows,
+            learnt=self._learnt,
         )
+
+    def _sampled(
+        self, compiled: Sequence[Compiled], prepared: Prepared, announce: Announce | None = None
+    ) -> Prepared:
+        """The statements planned again by what a sample teaches, if one is asked for."""
+        if not self._sampler.wanted:
+            return prepared
+        found = self._sampler.learn(prepared, self.database, announce)
+        self._learnt += found
+        return self._prepare(compiled) if found.ops else prepared
+
+    def _as_begun(self, compiled: Sequence[Compiled], part: Path) -> Prepared:
+        """The statements planned as they were when the run in `part` began."""
+        self._learnt = Learnt.from_json(RunDirectory.open(part).manifest["learnt"])
+        return self._prepare(compiled)
 
     def _count_rows(self, op: SqlRows) -> int | None:
         """Rows of a harvest that waits for no answer: DuckDB counts them while planning, so that
@@ -143,7 +170,10 @@ class SqlBatch:
     def explain(
         self, *, stage: str = "physical", format: str = "text", verbose: bool = False
     ) -> str:
-        """The plan of the batch. Makes no call."""
+        """The plan of the batch. Makes no call but those of a sample, if one is asked for: of the
+        statements that wait for no write of the batch."""
+        if self.prepared:
+            self.prepared[0] = self._sampled(self._parts[0], self.prepared[0])
         plans = [
             self._session.explain_prepared(each, stage=stage, format=format, verbose=verbose)
             for each in self.prepared
@@ -168,21 +198,35 @@ class SqlBatch:
         """
         database = self.database
         self.runs = []
+        identity = run_id or secrets.token_hex(8)
         results: list[QueryResult] = []
-        for number, prepared in enumerate(self.prepared, 1):
+        for number, compiled in enumerate(self._parts, 1):
             # A statement that reads what another of the batch writes comes in a later part.
             part = out / f"part{number}" if out is not None and len(self.prepared) > 1 else out
-            identity = run_id or secrets.token_hex(8)
+            if resume and part is not None and (part / "manifest.json").exists():
+                prepared = self._as_begun(compiled, part)
+            else:
+                prepared = self._sampled(compiled, self.prepared[number - 1], announce)
             run = self._session.run_prepared(
                 prepared,
                 out=part,
                 resume=resume,
                 on_progress=on_progress,
                 announce=announce,
-                asked={**(asked or {}), "run_id": identity},
+                asked={
+                    **(asked or {}),
+                    "run_id": identity,
+                    "parts": len(self._parts),
+                    "learnt": self._learnt.to_json(),
+                },
                 sql=SqlSession(
-                    database.running, database.results, database.marks if out else "", identity
+                    database.running,
+                    database.results,
+                    database.marks if out else "",
+                    # Two parts may hold the same write, which is to happen twice.
+                    f"{identity}/{number}",
                 ),
+                cache=self._sampler.cache,
             )
             self.runs.append(run)
             found = [
@@ -337,6 +381,12 @@ class SqlBatch:
             for result in results:
                 for failure in result.errors:
                     file.write(json.dumps(asdict(failure), ensure_ascii=False) + "\n")
+
+
+def part_directories(out: Path) -> list[Path]:
+    """The run directories of the parts that have begun, in order; none when the batch has one."""
+    numbered = (out / f"part{number}" for number in itertools.count(1))
+    return list(itertools.takewhile(lambda part: (part / "manifest.json").exists(), numbered))
 
 
 def _parts(compiled: Sequence[Compiled]) -> list[list[Compiled]]:

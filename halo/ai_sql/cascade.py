@@ -105,6 +105,7 @@ def cascade_rows(
         tool=tool.ref,
         params=("population", "sample", *(name for name, _ in spec.settings)),
         label="cascade thresholds",
+        fresh=not spec.cache,
     )
     thresholds = Collect(
         (counts, Field((learnt,), "accept"), Field((learnt,), "reject")),
@@ -145,7 +146,7 @@ def _score(spec: CallSpec, args: Sequence[Op], model: str) -> Op:
     }
     asked = Generate(
         tuple(args), model, prompt_of(spec), system=Prompt((_SYSTEM,)), max_tokens=16,
-        schema_json=canonical_json(schema), label="AI_FILTER cheap",
+        schema_json=canonical_json(schema), label="AI_FILTER cheap", fresh=not spec.cache,
     )  # fmt: skip
     return Field((asked,), "answer")
 

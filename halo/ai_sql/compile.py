@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from halo.ai_sql import label_join
+from halo.ai_sql.access import check_target, refused_file
 from halo.ai_sql.calls import Call, CallSpec
 from halo.ai_sql.cascade import cascade_rows
 from halo.ai_sql.errors import SqlError
@@ -175,6 +176,7 @@ class _Compiler:
         whole = statement.tree.copy()
         inner = whole.this if statement.kind == "copy" else whole
         if statement.kind == "copy":
+            check_target(statement.tree, self._setting.text)
             inner.set("this", tree)
         else:
             whole.set("expression", tree)
@@ -211,7 +213,7 @@ class _Compiler:
         try:
             self._setting.cursor.sql(text)
         except duckdb.PermissionException as error:
-            raise SqlError("S301", f"{error}\nAllow a directory with --allow DIR.") from None
+            raise refused_file(str(error), self._setting.text) from None
         except duckdb.Error as error:
             return str(error)
         return ""
@@ -330,7 +332,7 @@ class _Compiler:
             params.append(setting)
         return Tool(
             tuple(inputs), tool=ToolRef(name, tool.digest, Effect.PURE), params=tuple(params),
-            label=spec.label,
+            label=spec.label, fresh=not spec.cache,
         )  # fmt: skip
 
     def _workflow(self, spec: CallSpec, args: Sequence[Op]) -> Op:

@@ -37,7 +37,8 @@ def document_rows(pattern: str, tool: ToolSpec) -> Collect:
     text = f"SELECT file FROM glob({sql_text(pattern)}) ORDER BY file"
     files = SqlRows((), text=text, columns=("file",), label="documents")
     name = Column((files,), "file")
-    read = Tool((name,), tool=tool.ref, params=("path",), label="read_document")
+    # Files change, and a relative path names another file elsewhere: what a run read stays in it.
+    read = Tool((name,), tool=tool.ref, params=("path",), label="read_document", fresh=True)
     members = [Recover((Field((read,), key),)) for key in ("text", "pages", "size")]
     failed = Field((Recover((read,), detail=True),), "error")
     return Collect((files, name, *members, failed), COLUMNS, TYPES, label="read_document")

@@ -95,6 +95,7 @@ def labelled_pairs(
         max_tokens=spec.max_tokens or 4 * MAX_LABELS,
         schema_json=canonical_json(schema),
         label=f"{spec.function} as labels",
+        fresh=not spec.cache,
     )
     detail = Recover((Field((asked,), "answer"),), detail=True)
     answers = Collect(

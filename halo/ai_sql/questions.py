@@ -32,7 +32,10 @@ YES, NO = "yes", "no"
 SCORE_MAX = 100
 """AI_SCORE answers a whole number from 0 to this: a range that every engine can enforce."""
 
-_FILTER_SYSTEM = "Decide whether the answer to the question is yes or no. Answer with one word."
+_FILTER_SYSTEM = (
+    # Small models miss far less with these words: see docs/benchmarks/sql.md.
+    "The user asks a question about a text. Answer yes if the answer is yes, else answer no."
+)
 _SCORE_SYSTEM = (
     f"Answer with one whole number from 0 to {SCORE_MAX}: how much what is asked holds, where 0 is "
     f"not at all and {SCORE_MAX} is as much as can be."
@@ -102,6 +105,7 @@ class _Call:
             call_id=self._key if spec.temperature > 0 else "",
             schema_json=None if schema is None else canonical_json(schema),
             label=spec.label,
+            fresh=not spec.cache,
         )
 
     def choose(
@@ -119,6 +123,7 @@ class _Call:
             call_id=self._key if spec.temperature > 0 else "",
             options=options,
             label=spec.label,
+            fresh=not spec.cache,
         )
 
     def _system(self, instruction: str) -> Prompt | None:

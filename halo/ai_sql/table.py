@@ -32,6 +32,10 @@ def cell(value: Any) -> str:
     return " ".join(text.split()) if text.strip() else text
 
 
+def _rows(count: int) -> str:
+    return f"{count:,} row{'' if count == 1 else 's'}"
+
+
 def print_table(result: QueryResult, *, max_rows: int = 40, file: IO[str] | None = None) -> None:
     """Print the rows: all of a short result, the first and last of a long one. Text that is wider
     than the terminal allows is cut with an ellipsis."""
@@ -41,7 +45,7 @@ def print_table(result: QueryResult, *, max_rows: int = 40, file: IO[str] | None
 
     console = Console(file=file or sys.stdout, highlight=False, markup=False, emoji=False)
     if result.written is not None:
-        console.print(f"{result.written} rows written", markup=False)
+        console.print(f"{_rows(result.written)} written", markup=False)
         return
     rows, skipped = _excerpt(result, max_rows)
     if not result.columns or console.width < (MIN_COLUMN + 3) * len(result.columns):
@@ -97,7 +101,7 @@ def _excerpt(result: QueryResult, max_rows: int) -> tuple[list[tuple[Any, ...]],
 def html_table(result: QueryResult, max_rows: int = 40) -> str:
     """The rows as an HTML table; all text is escaped."""
     if result.written is not None:
-        return f"<p>{result.written} rows written</p>"
+        return f"<p>{_rows(result.written)} written</p>"
     rows, skipped = _excerpt(result, max_rows)
     head = "".join(f"<th>{html.escape(name)}</th>" for name in result.columns)
     body = "".join(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from inspect import signature
 from typing import Any
 
@@ -10,7 +11,8 @@ from halo.ai_sql.calls import CallSpec
 from halo.ai_sql.errors import SqlError
 from halo.errors import WorkflowError
 from halo.flow import Flow
-from planner.logical import Column, Effect, Op, Scan, Tool, transform
+from planner.logical import Column, Effect, ModelOp, Op, Scan, Tool, transform
+from planner.surgery import transform_plan
 from runtime.tools import ToolSpec
 
 DECODE = "halo_json_decode"
@@ -26,7 +28,8 @@ def inline(
         traced = flow.trace("ai_run", names)
     except WorkflowError as error:
         raise SqlError("S107", f"AI_RUN: {error}") from error
-    result = traced.plan.outputs[0][1]
+    plan = traced.plan if spec.cache else transform_plan(traced.plan, _fresh, ModelOp, Tool)
+    result = plan.outputs[0][1]
     if result.effect is Effect.WRITE:
         raise SqlError(
             "S107",
@@ -36,7 +39,7 @@ def inline(
     tool = decoder()
     values = dict(zip(names, args, strict=True))
     decoded: dict[str, Op] = {
-        name: Tool((value,), tool=tool.ref, params=("text",), label=name)
+        name: Tool((value,), tool=tool.ref, params=("text",), label=name, fresh=not spec.cache)
         for name, value in values.items()
     }
 
@@ -47,6 +50,10 @@ def inline(
 
     (value,) = transform((result.value,), place)
     return value, {**traced.tools, tool.name: tool}
+
+
+def _fresh(op: Op) -> Op:
+    return replace(op, fresh=True) if isinstance(op, ModelOp | Tool) else op
 
 
 def _names(spec: CallSpec, flow: Flow, count: int) -> tuple[str, ...]:

@@ -141,6 +141,11 @@ def sql(
     config: ConfigFile = None,
     seed: Seed = None,
     budget: Budget = None,
+    learn: Learn = None,
+    sample: Annotated[
+        int, typer.Option(min=0, help="ask about so many inputs of each call first, plan by them")
+    ] = 0,
+    cache: Cache = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="plan and print; make no call")
     ] = False,
@@ -156,7 +161,10 @@ def sql(
     return verb.sql(
         text, file=file, out=out, format=format, params=param or [], workflows=workflow or [],
         allow=allow or [], rules=extra, config_file=config, dry_run=dry_run, json_out=json,
-        flags=settings(model=model, engine=engine, seed=seed, db=db, budget=budget),
+        sample=sample,
+        flags=settings(
+            model=model, engine=engine, seed=seed, db=db, budget=budget, learn=learn, cache=cache
+        ),
     )  # fmt: skip
 
 

@@ -48,7 +48,11 @@ def run(
 
 def resume(directory: Path, *, json_out: bool, flags: dict[str, Any]) -> int:
     """Continue the run in `directory` from its manifest; a budget counts anew."""
-    manifest = RunDirectory.open(directory).manifest
+    from halo.ai_sql.batch import part_directories
+
+    # Of a batch of SQL in several parts, each has a run directory of its own.
+    begun = next(iter(part_directories(directory)), directory)
+    manifest = RunDirectory.open(begun).manifest
     if "sql" in manifest:
         from halo.cli import sql
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from halo.ai_sql.batch import SqlBatch, SqlOptions
+from halo.ai_sql.batch import SqlBatch, SqlOptions, part_directories
 from halo.ai_sql.errors import SqlRefusedError
 from halo.ai_sql.results import FORMATS, QueryResult
 from halo.ai_sql.table import print_table
@@ -35,6 +35,7 @@ def sql(
     flags: dict[str, Any],
     dry_run: bool,
     json_out: bool,
+    sample: int = 0,
 ) -> int:
     """Run SQL, or start the shell; returns the exit code."""
     off, on = rule_names(rules)
@@ -47,6 +48,7 @@ def sql(
         allow=tuple(allow),
         off=off,
         on=on,
+        sample=sample,
     )
     if text is not None and file is not None:
         raise HaloError("give the SQL as an argument or with -f FILE, not both")
@@ -77,7 +79,9 @@ def sql(
 
 
 def resume(directory: Path, manifest: dict[str, Any], *, json_out: bool, flags: Any) -> int:
-    """Continue a run of `halo sql --out`."""
+    """Continue a run of `halo sql --out`; `directory` is its own, or that of one of its parts."""
+    if manifest.get("parts", 1) > 1 and not part_directories(directory):
+        directory = directory.absolute().parent
     kept = manifest["sql"]
     if str(Path.cwd()) != kept["directory"]:
         raise RunDirectoryError(

@@ -159,6 +159,8 @@ class Shell:
                 print(self._analysis or "nothing has run yet")
             case ".mode" if rest in FORMATS and rest != "parquet":
                 self._mode = rest
+            case ".mode":
+                raise HaloError(f"no mode {rest!r}; the modes are: table, json, jsonl, csv")
             case ".read":
                 try:
                     script = Path(rest).read_text("utf-8")

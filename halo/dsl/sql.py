@@ -23,7 +23,7 @@ _SKIPPED = re.compile(
     r"|\$([A-Za-z_]\w*|)\$.*?\$\1\$",  # dollar-quoted text
     re.DOTALL,
 )
-_SETTINGS = ("tables", "workflows", "allow", "out", "resume", "off", "on", "session")
+_SETTINGS = ("tables", "workflows", "allow", "out", "resume", "off", "on", "sample", "session")
 _PARAMETER = re.compile(r"\$([A-Za-z_]\w*)")
 
 
@@ -62,7 +62,7 @@ class SqlFunction:
         `.write(path)`, `.errors` and `.explain()`. These keywords are settings, not parameters:
         `tables` (data frames or lists of objects by name), `workflows` (for AI_RUN), `allow`
         (directories to read), `out` (a run directory), `resume`, `off` and `on` (rules by name),
-        `session`.
+        `sample` (inputs of each call that are asked first, to plan by), `session`.
         """
         if current_scope() is not None or in_eager_run():
             return query("", text, params, 1000)

@@ -70,7 +70,7 @@ class _Question:
         """Equal for questions that may be asked together."""
         system = _texts(op.system, op.inputs) if op.system is not None else None
         data = _texts(self.data, op.inputs)
-        where: Json = [op.model, op.top_p, system, data, self.words_first]
+        where: Json = [op.model, op.top_p, op.fresh, system, data, self.words_first]
         return canonical_json(where)
 
 
@@ -120,6 +120,7 @@ def _fused(group: Sequence[tuple[Choose, _Question]]) -> Generate:
         longest,
         0.0,
         first.top_p,
+        fresh=first.fresh,
         schema_json=canonical_json(schema),
         label=" + ".join(op.label or "choice" for op, _ in group),
     )

@@ -13,7 +13,7 @@ import pytest
 from costmodel.usage import Usage
 from runtime.answer_cache import FILE, GROUP, AnswerCache
 from runtime.errors import CacheError
-from runtime.records import CallRecord
+from runtime.records import CallRecord, CallSite
 
 CALL = CallRecord(
     key="k",
@@ -61,6 +61,15 @@ def test_what_is_not_kept(tmp_path: Path, record: CallRecord) -> None:
     kept(tmp_path, record)
     cache = AnswerCache(tmp_path, scope="local")
     assert cache.get("k") is None
+    cache.close()
+
+
+def test_a_fresh_answer_is_not_kept(tmp_path: Path) -> None:
+    site = CallSite("op", "q", 0, "r", fresh=True)
+    key = site.key("k")
+    kept(tmp_path, replace(CALL, key=key))
+    cache = AnswerCache(tmp_path, scope="local")
+    assert (cache.get(key), cache.get("k")) == (None, None)
     cache.close()
 
 

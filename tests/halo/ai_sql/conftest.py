@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb
 import pytest
+
+if TYPE_CHECKING:
+    from udf_oracle import Oracle
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -52,6 +57,17 @@ def make_tables(connection: duckdb.DuckDBPyConnection, *, rows: int = 60, seed: 
         "INSERT INTO questions VALUES (?, ?)", [(i, f"question {i % 5}") for i in range(10)]
     )
     connection.execute("CREATE TABLE todo AS SELECT id FROM questions WHERE id % 2 = 0")
+
+
+@pytest.fixture(scope="session")
+def oracle(database: Path) -> Iterator[Oracle]:
+    """The oracle over the tables, on one connection for all tests."""
+    # Here, since the module is found by the path that is set above.
+    from udf_oracle import Oracle
+
+    with duckdb.connect(database, read_only=True) as connection:
+        connection.execute("SET threads = 1")
+        yield Oracle(connection)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -16,8 +17,10 @@ import pytest
 
 import halo
 from halo.ai_sql.api import run_sql
-from halo.ai_sql.batch import SqlOptions
+from halo.ai_sql.batch import SqlBatch, SqlOptions
 from halo.ai_sql.errors import SqlError
+from halo.cli import run as run_verb
+from halo.cli import sql as sql_verb
 from halo.cli.sql_shell import Shell, is_whole
 from halo.config import Config
 from halo.errors import HaloError
@@ -33,6 +36,12 @@ def command(*args: str, cwd: Path, stdin: str | None = None) -> subprocess.Compl
         [sys.executable, "-P", "-c", MAIN, "sql", *args],
         cwd=cwd, env=environment, input=stdin, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    with Session(engine="simulated") as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -118,6 +127,41 @@ simulated.SimulatedBackend._answer = slow
 sys.argv = ["halo", *sys.argv[1:]]
 main()
 """
+
+
+def test_a_batch_in_parts_is_resumed_as_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    text = """CREATE TABLE n AS SELECT id FROM reviews WHERE AI_FILTER('Good? {body}');
+        INSERT INTO n SELECT -1 AS id; INSERT INTO n SELECT -1 AS id;
+        SELECT count(*) AS n, count(*) FILTER (WHERE id < 0) AS twice FROM n"""
+    code = sql_verb.sql(
+        text, file=None, out=Path("run"), format="table", params=[], workflows=[], allow=[],
+        rules=[], config_file=None, flags={"engine": "simulated", "db": folder / "shop.duckdb"},
+        dry_run=False, json_out=True,
+    )  # fmt: skip
+    begun = json.loads(capsys.readouterr().out)
+    assert code == 0 and begun["results"][-1]["rows"][0][1] == 2
+    for directory in ("run", "run/part1", "run/part3"):
+        assert run_verb.resume(Path(directory), json_out=True, flags={}) == 0
+        again = json.loads(capsys.readouterr().out)
+        assert again["results"] == begun["results"] and again["calls"]["made"] <= 1
+    assert not (folder / "run" / "part1" / "part1").exists()
+
+
+def test_files_that_are_not_there_are_told_before_any_call(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for text, reason in (
+        ("SELECT AI_SCORE(a) FROM 'mising.csv'", "S301: there is no file 'mising.csv'"),
+        ("COPY (SELECT AI_SCORE('x') AS s) TO 'no/s.csv'", "S301: there is no directory 'no'"),
+    ):
+        with pytest.raises(SqlError, match=reason) as raised:
+            SqlBatch(text, session)
+        place = str(raised.value).splitlines()[-1].index("^") - len("LINE 1: ")
+        assert text[place:].startswith(("'mising.csv'", "'no/s.csv'"))
 
 
 def test_a_killed_run_is_resumed_without_asking_or_writing_twice(folder: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import duckdb
 import pytest
 from udf_oracle import Oracle, canonical, same_rows
 
@@ -186,18 +185,16 @@ def plan_text(batch: SqlBatch) -> str:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_example(session: Session, database: Path, golden: Golden, name: str) -> None:
+def test_example(session: Session, oracle: Oracle, golden: Golden, name: str) -> None:
     text = " ".join(EXAMPLES[name].split())
     with SqlBatch(text, session) as batch:
         (result,) = batch.run()
         rows = list(result.tuples())
         calls = result.run.summary()["calls"]["made"]
         plan = plan_text(batch)
-    with duckdb.connect(database, read_only=True) as connection:
-        connection.execute("SET threads = 1")
-        oracle = Oracle(connection)
-        expected = oracle.run(text)
-        asked = oracle.engine.calls + oracle.tool_calls
+    oracle.asked = 0
+    expected = oracle.run(text)
+    asked = oracle.asked
     assert same_rows(rows, expected)
     assert calls <= asked
     shown = sorted(map(canonical, rows))

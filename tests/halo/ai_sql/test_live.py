@@ -103,9 +103,10 @@ def test_the_eight_queries(
     kinds = {Path(row["filename"]).stem: row["kind"] for row in rows[0]}
     assert sum(name == kind for name, kind in kinds.items()) >= 2
     said = {row["id"] for row in rows[1]}
-    # A model of this size misses some complaints; it does not make them up.
-    assert said & DELIVERY and len(said - DELIVERY) <= 1
+    # A model of this size may miss one of the complaints; it does not make them up.
+    assert said <= DELIVERY and len(said) >= len(DELIVERY) - 1
     assert all(isinstance(row["severity"], int) for row in rows[2])
     assert rows[3] and all(row["complaints"] for row in rows[3])
-    assert (1, "P1") in {(row["id"], row["code"]) for row in rows[4]}
+    covered = {(row["id"], row["code"]) for row in rows[4]}
+    assert (1, "P1") in covered and len(covered) <= 2
     assert len(rows[5]) == 2 and len(rows[6]) == 2 and len(rows[7][0]["verdict"]) > 10

@@ -17,7 +17,7 @@ from typing import Any
 import duckdb
 from sqlglot import exp
 
-from halo.ai_sql.calls import Call
+from halo.ai_sql.calls import Call, CallSpec
 from halo.ai_sql.chunking import chunks
 from halo.ai_sql.embedding import simulated_embedding
 from halo.ai_sql.lift import Lifter
@@ -110,13 +110,15 @@ def evaluate(op: Op, inputs: Mapping[Op, Json], engine: Engine) -> Json:
 
 
 class Oracle:
-    """Runs statements with UDFs on a DuckDB connection that has the tables."""
+    """Runs statements with UDFs on a DuckDB connection that has the tables. A UDF is a function of
+    its arguments, so what it answered once is remembered; `asked` counts every use all the same."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, seed: int = 0) -> None:
         self._connection = connection
-        self.engine = Engine(seed)
-        self._registered: dict[Any, str] = {}
-        self.tool_calls = 0
+        self._engine = Engine(seed)
+        self._registered: dict[CallSpec, str] = {}
+        self._answers: dict[tuple[CallSpec, tuple[str, ...]], tuple[str | None, int]] = {}
+        self.asked = 0
 
     def run(self, text: str) -> list[tuple[Any, ...]]:
         """The rows of one SELECT."""
@@ -184,21 +186,31 @@ class Oracle:
         name = self._registered[spec] = f"udf_{len(self._registered)}"
         scan = Scan((), "rows", tuple(f"a{i}" for i in range(max(1, spec.n_args))))
         args = [Column((scan,), f"a{i}") for i in range(spec.n_args)]
-        engine = self.engine
+        engine = self._engine
+        is_tool = spec.function in ("AI_EMBED", "AI_CHUNKS")
+        asked = Const() if is_tool else answer_op(spec, args)
 
         def answer(*values: str) -> str | None:
+            known = self._answers.get((spec, values))
+            if known is None:
+                before = engine.calls
+                value = compute(values)
+                uses = 1 if is_tool else engine.calls - before
+                known = self._answers[spec, values] = value, uses
+            self.asked += known[1]
+            return known[0]
+
+        def compute(values: tuple[str, ...]) -> str | None:
             if spec.function == "AI_EMBED":
-                self.tool_calls += 1
                 return json.dumps(simulated_embedding(prompt_of(spec).render(values)))
             if spec.function == "AI_CHUNKS":
-                self.tool_calls += 1
                 settings = {key: int(number) for key, number in spec.settings}
                 return json.dumps(chunks(values[0], **settings))
             given: dict[Op, Json] = dict(zip(args, values, strict=True))
             if spec.is_aggregate:
                 given = {args[0]: json.loads(values[0])}
             try:
-                value = evaluate(answer_op(spec, args), given, engine)
+                value = evaluate(asked, given, engine)
             except ValueError:
                 return None
             if isinstance(value, str):
