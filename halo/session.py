@@ -167,7 +167,7 @@ class Session:
         plan = place(logical, stats, {model: those[0] for model, those in workers.items()})
         if not self.config.prefix_order:
             in_order = {name: tuple(range(len(order))) for name, order in plan.row_order.items()}
-            plan = replace(plan, row_order=in_order)
+            plan = replace(plan, row_order=in_order, stage_order={})
         scheduled = self._schedule(plan, stats, workers, tools)
         if scheduled is not None:
             plan = scheduled.physical

@@ -13,6 +13,8 @@ from typing import Any
 from planner.bodies import bodies_innermost_first
 from planner.errors import PlanError
 from planner.logical import Effect, LogicalPlan, ModelOp, Op
+from planner.row_profile import Path
+from planner.stage_order import stage_orders
 from planner.stats import PlanStats
 
 ROWS_PER_SLOT = 4
@@ -61,6 +63,8 @@ class PhysicalPlan:
         priority: by fingerprint of every operator of every scope; smaller goes first.
         row_order: for each scan source, the order in which its rows start (a permutation of row
             indices). Results keep the input order whatever it is.
+        stage_order: for relations that are made while running, by fingerprint: the columns by
+            whose values rows that wait start together (`planner.stage_order`).
         rows_in_flight: rows that may be under way at once.
         row_block: rows that are taken operator by operator: within a block the operator's priority
             goes before the row. 1 finishes rows one after the other.
@@ -76,6 +80,7 @@ class PhysicalPlan:
         default_factory=dict[str, tuple[tuple[str, int], ...]]
     )
     row_block: int = 1
+    stage_order: Mapping[str, tuple[Path, ...]] = field(default_factory=dict[str, tuple[Path, ...]])
 
     def worker_of(self, op: Op) -> Worker | None:
         """The worker of a model operator; None for other operators."""
@@ -105,6 +110,9 @@ class PhysicalPlan:
             "rows_in_flight": self.rows_in_flight,
             "shares": {op: [list(run) for run in runs] for op, runs in self.shares.items()},
             "row_block": self.row_block,
+            "stage_order": {
+                op: [list(path) for path in paths] for op, paths in self.stage_order.items()
+            },
         }
 
     @classmethod
@@ -128,6 +136,10 @@ class PhysicalPlan:
                 for op, runs in obj.get("shares", {}).items()
             },
             row_block=int(obj.get("row_block", 1)),
+            stage_order={
+                op: tuple(tuple(path) for path in paths)
+                for op, paths in obj.get("stage_order", {}).items()
+            },
         )
 
 
@@ -142,7 +154,7 @@ def place(logical: LogicalPlan, stats: PlanStats, workers: Mapping[str, Worker])
 
     Rows start in the prefix order of `stats` (rows with equal leading prompt values together) when
     a worker reuses prefixes and the plan writes nothing; otherwise in input order, because writes
-    keep the order of the rows.
+    keep the order of the rows. The same goes for rows that are made while running.
 
     Raises `PlanError` when a model has no worker, or two workers have one name.
     """
@@ -174,6 +186,7 @@ def place(logical: LogicalPlan, stats: PlanStats, workers: Mapping[str, Worker])
             for source, order in stats.prefix_order.items()
         },
         rows_in_flight=_rows_in_flight(used.values()),
+        stage_order=stage_orders(logical, stats) if reorder else {},
     )
 
 

@@ -75,9 +75,9 @@ def better_layouts(plan: LogicalPlan, context: PlanContext) -> dict[str, Prompt]
     for trial in _trials(tried, chosen)[:MAX_TRIALS]:
         layouts = {op: tried[op][name] for op, name in trial.items()}
         changed = {**chosen, **{op: each.template for op, each in layouts.items()}}
-        found, _ = hits.of(changed.values())
-        if found - best > LEAST_GAIN * tokens:
-            best, chosen = found, changed
+        answered, _ = hits.of(changed.values())
+        if answered - best > LEAST_GAIN * tokens:
+            best, chosen = answered, changed
             prompts |= {op: each.prompt for op, each in layouts.items()}
     return {op: prompt for op, prompt in prompts.items() if prompt != ops[op].prompt}
 
