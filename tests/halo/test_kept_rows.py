@@ -146,8 +146,10 @@ def test_an_equal_condition_of_several_engines_and_a_finished_directory(tmp_path
     assert [outcome.row_index for outcome in two] == kept
 
 
-def test_a_workflow_called_at_once_computes_its_row() -> None:
-    assert isinstance(reply("text 1"), str)
+def test_a_workflow_called_at_once_computes_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    with halo.Session(engine="simulated") as session:
+        monkeypatch.setattr("halo.session.default_session", lambda: session)
+        assert isinstance(reply("text 1"), str)
 
 
 @halo.tool
