@@ -11,7 +11,7 @@ import asyncio
 import atexit
 import logging
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -44,6 +44,8 @@ from runtime.sql_session import SqlSession
 from runtime.tools import ToolSpec
 
 if TYPE_CHECKING:
+    from costmodel.hardware import HardwareProfile
+    from costmodel.models import ModelProfile
     from planner.schedule.adapt import Replanner
     from planner.schedule.assign import ScheduledPlan
 
@@ -160,6 +162,7 @@ class Session:
             learnt=self._learnt() + learnt,
             query_rows=_counted(logical, count_rows),
             enforces_choice=all(worker.choice for those in workers.values() for worker in those),
+            cache_tokens=_smallest_cache(workers.values()),
         )
         rewritten = rewrite(logical, context, off=self.config.off, on=self.config.on)
         logical = rewritten.plan
@@ -171,9 +174,28 @@ class Session:
         scheduled = self._schedule(plan, stats, workers, tools)
         if scheduled is not None:
             plan = scheduled.physical
+        if self.config.attention:
+            plan = self._with_techniques(plan, stats, context)
         bound = tuple(q.traced.plan for q in queries)
         took_s = wall_s() - began_s
         return Prepared(queries, bound, rewritten, plan, stats, tools, scheduled, took_s)
+
+    def _with_techniques(
+        self, plan: PhysicalPlan, stats: PlanStats, context: PlanContext
+    ) -> PhysicalPlan:
+        """The plan with the attention technique that the settings ask for. Raises
+        `TechniqueRefusedError`."""
+        from halo.profiles import engine_profile
+        from planner.techniques import Wanted, with_techniques
+
+        def shape_of(worker: Worker) -> tuple[ModelProfile, HardwareProfile]:
+            found = engine_profile(worker.engine, worker.model, models_dir=self.config.models_dir)
+            return found.model, found.hardware
+
+        wanted = Wanted(
+            self.config.attention, not self.config.exact, frozenset(self.config.checkpoints)
+        )
+        return with_techniques(plan, stats, context, wanted, shape_of)
 
     def _cache_setting(self, prepared: Prepared) -> CacheSetting | None:
         """The answer cache of a run, if there is to be one. Whose answers it keeps: those of these
@@ -186,6 +208,7 @@ class Session:
             for engine in engines
         )
         scope += " exact" if self.config.exact else ""
+        scope += "".join(sorted({f" {w.attention}" for w in prepared.plan.workers if w.attention}))
         return CacheSetting(self.config.cache, scope, int(self.config.cache_mb * 1e6))
 
     def _learnt(self) -> Learnt:
@@ -414,10 +437,12 @@ class Session:
             announce(self._choice_warning)
             self._choice_warning = ""
         for worker in plan.workers:
-            if worker.name not in self._engines:
-                options = self._engine_options(announce)
+            # An engine serves with one technique: another one is another engine.
+            opened = f"{worker.name} {worker.attention}".rstrip()
+            if opened not in self._engines:
+                options = replace(self._engine_options(announce), attention=worker.attention)
                 try:
-                    self._engines[worker.name] = await create_backend(
+                    self._engines[opened] = await create_backend(
                         worker.engine, worker.model, handle.clock, options
                     )
                 except BackendError as error:
@@ -425,7 +450,7 @@ class Session:
                         raise
                     plan = self._go_on_without(plan, worker, error, announce)
                     continue
-            engines[worker.name] = self._engines[worker.name]
+            engines[worker.name] = self._engines[opened]
         if plan is not prepared.plan:
             handle.use(plan)
         return await handle.run(engines)
@@ -530,6 +555,8 @@ class Session:
             prefix_cache=offered.prefix_cache,
             prime_prefix=offered.prime_prefix,
             choice=offered.choice,
+            cache_tokens=offered.cache_tokens,
+            techniques=offered.techniques,
         )
 
     def _engine_options(self, announce: Announce | None = None) -> EngineOptions:
@@ -630,6 +657,11 @@ def _counted(plan: LogicalPlan, count_rows: CountRows | None) -> dict[str, int]:
         if isinstance(op, SqlRows) and (count := count_rows(op)) is not None:
             found[op.fingerprint] = count
     return found
+
+
+def _smallest_cache(workers: Iterable[Sequence[Worker]]) -> int | None:
+    known = [worker.cache_tokens for those in workers for worker in those]
+    return min((each for each in known if each is not None), default=None)
 
 
 def _estimated_tokens(text: str) -> int:

@@ -79,6 +79,8 @@ def _workers(view: View) -> Iterator[str]:
         if worker.context_tokens is not None:
             facts.append(f"{whole(worker.context_tokens)} tokens of context")
         facts.append("prefix cache" if worker.prefix_cache else "no prefix cache")
+        if worker.attention:
+            facts.append(f"attention {shown_name(worker.attention)}")
         if worker.prime_prefix:
             facts.append("prefixes primed")
         yield f"worker {shown_name(worker.name)}: {', '.join(facts)}"

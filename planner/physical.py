@@ -38,6 +38,9 @@ class Worker:
         prime_prefix: whether one request must finish a prefix before others reuse it.
         prefix_block_tokens: granularity of that reuse.
         choice: whether the engine keeps to the options of a choice while decoding.
+        cache_tokens: prompt tokens that the prefix cache can hold; None when unknown.
+        techniques: names of the attention techniques that the engine offers.
+        attention: the one that serves the plan, with its settings; empty for the model's own.
     """
 
     name: str
@@ -49,6 +52,9 @@ class Worker:
     prime_prefix: bool = False
     prefix_block_tokens: int = 1
     choice: bool = True
+    cache_tokens: int | None = None
+    techniques: tuple[str, ...] = ()
+    attention: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,10 @@ class PhysicalPlan:
         return cls(
             logical=from_json(obj["logical"]),
             placements=dict(obj["placements"]),
-            workers=tuple(Worker(**worker) for worker in obj["workers"]),
+            workers=tuple(
+                Worker(**{**worker, "techniques": tuple(worker.get("techniques", ()))})
+                for worker in obj["workers"]
+            ),
             priority=dict(obj["priority"]),
             row_order={
                 source: tuple(range(order)) if isinstance(order, int) else tuple(order)
