@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from planner.logical import Compare, Filter, Limit, LogicalPlan, Op, Relation, Scan
+from planner.relations import ALL_ROWS
 from runtime.tools import ToolSpec
 
 
@@ -41,12 +42,8 @@ def kept_rows(
         for part in _conjuncts(predicate):
             rows = Filter((rows, part), label=part.label)
     if limit is not None or offset:
-        rows = Limit((rows,), MAX_ROWS if limit is None else limit, offset)
+        rows = Limit((rows,), ALL_ROWS if limit is None else limit, offset)
     return rows
-
-
-MAX_ROWS = 2**63 - 1
-"""The limit of rows that only an offset cuts."""
 
 
 def _conjuncts(predicate: Op) -> Iterator[Op]:

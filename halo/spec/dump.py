@@ -12,7 +12,7 @@ import yaml
 
 from halo.dsl.tool import ToolFunction
 from halo.errors import HaloError, WorkflowError
-from halo.flow import MAX_ROWS, Traced
+from halo.flow import Traced
 from halo.spec.document import add_resolvers
 from halo.spec.dump_steps import StepWriter
 from halo.spec.flow import load_spec_text
@@ -32,6 +32,7 @@ from planner.logical import (
     Sql,
     Tool,
 )
+from planner.relations import ALL_ROWS
 from runtime.tools import ToolSpec
 
 
@@ -78,7 +79,7 @@ def _kept(result: Result) -> tuple[list[Op], dict[str, int]]:
     """The predicates of a plan's rows, the innermost first, and `limit` and `offset`."""
     rows, limits = result.rows, dict[str, int]()
     if isinstance(rows, Limit):
-        limits |= {"limit": rows.count} if rows.count != MAX_ROWS else {}
+        limits |= {"limit": rows.count} if rows.count != ALL_ROWS else {}
         limits |= {"offset": rows.offset} if rows.offset else {}
         rows = rows.rows
     predicates: list[Op] = []

@@ -203,7 +203,7 @@ def database() -> Any:
     return _opened().cursor()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(look_ups(), ITEMS, st.lists(st.none() | st.integers(0, 4), min_size=1, max_size=6))
 def test_ordered_and_limited_look_ups_answer_together_what_they_answer_alone(
     text: str, rows: list[tuple[object, ...]], asked: list[int | None]
