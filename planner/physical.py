@@ -130,10 +130,7 @@ class PhysicalPlan:
         return cls(
             logical=from_json(obj["logical"]),
             placements=dict(obj["placements"]),
-            workers=tuple(
-                Worker(**{**worker, "techniques": tuple(worker.get("techniques", ()))})
-                for worker in obj["workers"]
-            ),
+            workers=tuple(_worker_of(worker) for worker in obj["workers"]),
             priority=dict(obj["priority"]),
             row_order={
                 source: tuple(range(order)) if isinstance(order, int) else tuple(order)
@@ -212,6 +209,11 @@ def worker_at(runs: Sequence[tuple[str, int]], position: int) -> str:
         if position < reached:
             return name
     return runs[-1][0]
+
+
+def _worker_of(obj: Mapping[str, Any]) -> Worker:
+    fields: dict[str, Any] = {**obj, "techniques": tuple(obj.get("techniques", ()))}
+    return Worker(**fields)
 
 
 def is_input_order(order: tuple[int, ...]) -> bool:

@@ -60,7 +60,9 @@ def batched_text(text: str, params: tuple[str, ...]) -> str | None:
     for part in ("order", "limit", "offset"):
         tree.set(part, None)
     if place.cuts:
-        within = [exp.GTE(this=place.order.copy(), expression=exp.Literal.number(place.first))]
+        within: list[Any] = [
+            exp.GTE(this=place.order.copy(), expression=exp.Literal.number(place.first))
+        ]
         if place.last is not None:
             last = exp.Literal.number(place.last)
             within.append(exp.LTE(this=place.order.copy(), expression=last))
