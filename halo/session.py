@@ -44,8 +44,6 @@ from runtime.sql_session import SqlSession
 from runtime.tools import ToolSpec
 
 if TYPE_CHECKING:
-    from costmodel.hardware import HardwareProfile
-    from costmodel.models import ModelProfile
     from planner.schedule.adapt import Replanner
     from planner.schedule.assign import ScheduledPlan
 
@@ -175,27 +173,12 @@ class Session:
         if scheduled is not None:
             plan = scheduled.physical
         if self.config.attention:
-            plan = self._with_techniques(plan, stats, context)
+            from halo.attention import with_attention
+
+            plan = with_attention(plan, stats, context, self.config)
         bound = tuple(q.traced.plan for q in queries)
         took_s = wall_s() - began_s
         return Prepared(queries, bound, rewritten, plan, stats, tools, scheduled, took_s)
-
-    def _with_techniques(
-        self, plan: PhysicalPlan, stats: PlanStats, context: PlanContext
-    ) -> PhysicalPlan:
-        """The plan with the attention technique that the settings ask for. Raises
-        `TechniqueRefusedError`."""
-        from halo.profiles import engine_profile
-        from planner.techniques import Wanted, with_techniques
-
-        def shape_of(worker: Worker) -> tuple[ModelProfile, HardwareProfile]:
-            found = engine_profile(worker.engine, worker.model, models_dir=self.config.models_dir)
-            return found.model, found.hardware
-
-        wanted = Wanted(
-            self.config.attention, not self.config.exact, frozenset(self.config.checkpoints)
-        )
-        return with_techniques(plan, stats, context, wanted, shape_of)
 
     def _cache_setting(self, prepared: Prepared) -> CacheSetting | None:
         """The answer cache of a run, if there is to be one. Whose answers it keeps: those of these
