@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+)
 
 from halo.errors import ConfigError
 from runtime.budget import Budget, Prices
@@ -30,6 +38,18 @@ def _listed(value: object) -> object:
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return tuple(cast("list[object]", value)) if isinstance(value, list) else value
+
+
+def _technique(value: str) -> str:
+    if value and value != "auto":
+        from costmodel.errors import ProfileError
+        from costmodel.techniques.named import named_technique
+
+        try:
+            named_technique(value)
+        except ProfileError as error:
+            raise ValueError(str(error)) from None
+    return value
 
 
 class Config(BaseModel):
@@ -68,6 +88,12 @@ class Config(BaseModel):
     steer: bool = Field(default=True, description="calls at a server follow the load it reports")
     share: bool = Field(default=True, description="make equal calls once")
     warm: bool = Field(default=True, description="compute shared instructions before the rows")
+    attention: Annotated[str, AfterValidator(_technique)] = Field(
+        default="", description="attention technique of the engine: fastkv, swiftkv, ...; or auto"
+    )
+    checkpoints: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+        default=(), description="techniques that the model's weights were made for"
+    )
     prefix_order: bool = Field(default=True, description="start rows with equal prompts together")
     cache: Path | None = Field(default=None, description="directory of answers kept between runs")
     cache_mb: float = Field(default=1024, gt=0, description="how large the answer cache may become")

@@ -7,6 +7,7 @@ HaloError
 ├── InputError               rows or traces cannot be read (file, line)
 │   └── TraceFormatError     a file is in no known trace format (.tried: what, and why not)
 ├── PlanError                a plan cannot mean anything: cycle, duplicate name, bad bound
+│   └── TechniqueRefusedError an attention technique does not fit (.setting, .worker, .reason)
 ├── InvariantError           a defect in Halo: a plan broke a promise, naming the stage
 ├── ProfileError             a hardware, model or link profile is wrong
 │   └── CalibrationError     a calibration is refused: it predicts badly, or has too few samples
@@ -31,7 +32,7 @@ from __future__ import annotations
 
 from costmodel.errors import CalibrationError, HaloError, ProfileError, SimulationError
 from halo.ai_sql.errors import SqlError, SqlRefusedError
-from planner.errors import InvariantError, PlanError
+from planner.errors import InvariantError, PlanError, TechniqueRefusedError
 from runtime.errors import (
     BackendError,
     BudgetError,
@@ -97,6 +98,7 @@ __all__ = [
     "SimulationError",
     "SqlError",
     "SqlRefusedError",
+    "TechniqueRefusedError",
     "ToolError",
     "ToolTimeoutError",
     "TraceFormatError",

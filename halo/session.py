@@ -11,7 +11,7 @@ import asyncio
 import atexit
 import logging
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -166,6 +166,7 @@ class Session:
             learnt=self._learnt() + learnt,
             query_rows=_counted(logical, count_rows),
             enforces_choice=all(worker.choice for those in workers.values() for worker in those),
+            cache_tokens=_smallest_cache(workers.values()),
         )
         rewritten = rewrite(logical, context, off=self.config.off, on=self.config.on)
         logical = rewritten.plan
@@ -173,10 +174,14 @@ class Session:
         plan = place(logical, stats, {model: those[0] for model, those in workers.items()})
         if not self.config.prefix_order:
             in_order = {name: tuple(range(len(order))) for name, order in plan.row_order.items()}
-            plan = replace(plan, row_order=in_order)
+            plan = replace(plan, row_order=in_order, stage_order={})
         scheduled = self._schedule(plan, stats, workers, tools)
         if scheduled is not None:
             plan = scheduled.physical
+        if self.config.attention:
+            from halo.attention import with_attention
+
+            plan = with_attention(plan, stats, context, self.config)
         bound = tuple(q.traced.plan for q in queries)
         took_s = wall_s() - began_s
         return Prepared(queries, bound, rewritten, plan, stats, tools, scheduled, took_s)
@@ -193,6 +198,7 @@ class Session:
             for engine in engines
         )
         scope += " exact" if self.config.exact else ""
+        scope += "".join(sorted({f" {w.attention}" for w in prepared.plan.workers if w.attention}))
         return CacheSetting(directory, scope, int(self.config.cache_mb * 1e6))
 
     def _learnt(self) -> Learnt:
@@ -423,10 +429,12 @@ class Session:
             announce(self._choice_warning)
             self._choice_warning = ""
         for worker in plan.workers:
-            if worker.name not in self._engines:
-                options = self._engine_options(announce)
+            # An engine serves with one technique: another one is another engine.
+            opened = f"{worker.name} {worker.attention}".rstrip()
+            if opened not in self._engines:
+                options = replace(self._engine_options(announce), attention=worker.attention)
                 try:
-                    self._engines[worker.name] = await create_backend(
+                    self._engines[opened] = await create_backend(
                         worker.engine, worker.model, handle.clock, options
                     )
                 except BackendError as error:
@@ -434,7 +442,7 @@ class Session:
                         raise
                     plan = self._go_on_without(plan, worker, error, announce)
                     continue
-            engines[worker.name] = self._engines[worker.name]
+            engines[worker.name] = self._engines[opened]
         if plan is not prepared.plan:
             handle.use(plan)
         return await handle.run(engines)
@@ -539,6 +547,8 @@ class Session:
             prefix_cache=offered.prefix_cache,
             prime_prefix=offered.prime_prefix,
             choice=offered.choice,
+            cache_tokens=offered.cache_tokens,
+            techniques=offered.techniques,
         )
 
     def _engine_options(self, announce: Announce | None = None) -> EngineOptions:
@@ -639,6 +649,11 @@ def _counted(plan: LogicalPlan, count_rows: CountRows | None) -> dict[str, int]:
         if isinstance(op, SqlRows) and (count := count_rows(op)) is not None:
             found[op.fingerprint] = count
     return found
+
+
+def _smallest_cache(workers: Iterable[Sequence[Worker]]) -> int | None:
+    known = [worker.cache_tokens for those in workers for worker in those]
+    return min((each for each in known if each is not None), default=None)
 
 
 def _estimated_tokens(text: str) -> int:

@@ -29,6 +29,8 @@ class PlanContext:
         learnt: what earlier runs or a dry run of some rows measured.
         enforces_choice: whether every engine of the plan keeps to the options of a choice while
             decoding.
+        cache_tokens: prompt tokens that the smallest prefix cache of the plan's engines holds; None
+            when unknown, and then nothing is taken to be evicted.
     """
 
     rows: Mapping[str, Sequence[Mapping[str, Json]]] = field(
@@ -38,6 +40,7 @@ class PlanContext:
     query_rows: Mapping[str, int] = field(default_factory=dict[str, int])
     learnt: Learnt = NOTHING_LEARNT
     enforces_choice: bool = False
+    cache_tokens: int | None = None
     _profiles: list[RowProfile] = field(default_factory=list[RowProfile], repr=False)
     _stats: dict[str, PlanStats] = field(default_factory=dict[str, PlanStats], repr=False)
 

@@ -38,6 +38,7 @@ from planner.logical import (
     ToolRef,
     render_value,
 )
+from planner.relations import ALL_ROWS
 
 TEXT_WIDTHS = (60, 40, 24, 12)
 """Characters that a text may take, tried in turn until the line fits."""
@@ -155,7 +156,10 @@ def _relation_fields(op: Relation, inputs: Sequence[str], width: int | None) -> 
         case Filter():
             return [inputs[1]]
         case Limit(count=count, offset=offset):
-            return [str(count), *([f"offset={offset}"] if offset else [])]
+            return [
+                "all" if count == ALL_ROWS else str(count),
+                *([f"offset={offset}"] if offset else []),
+            ]
         case SqlRows():
             found = [quoted(op.text, width), f"columns={_listed(_shown(op.columns), width)}"]
             if op.tables:

@@ -10,6 +10,7 @@ from planner.describe import field_values
 from planner.explain_view import View
 from planner.listing import Node
 from planner.logical import Op
+from planner.physical import is_input_order
 from planner.stats import OpStats
 
 
@@ -46,6 +47,13 @@ def document(view: View) -> dict[str, Any]:
     if view.physical is not None:
         found["workers"] = [asdict(worker) for worker in view.physical.workers]
         found["rows_in_flight"] = view.physical.rows_in_flight
+        found["row_order"] = {
+            source: "input" if is_input_order(order) else "prefix"
+            for source, order in view.physical.row_order.items()
+        }
+        found["stage_order"] = {
+            op: [list(path) for path in paths] for op, paths in view.physical.stage_order.items()
+        }
     return found
 
 

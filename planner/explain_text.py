@@ -11,7 +11,7 @@ from planner.listing import BodyListing, Node
 from planner.logical import CALLS, ModelOp, Relation, Scan
 from planner.merge import MergeReport
 from planner.numbers import compact, deviation, percent, whole
-from planner.physical import is_input_order
+from planner.physical import PhysicalPlan, is_input_order
 from planner.rewrite import Rewritten, Saving
 from planner.stats import OpStats, PlanStats, Provenance
 
@@ -79,6 +79,8 @@ def _workers(view: View) -> Iterator[str]:
         if worker.context_tokens is not None:
             facts.append(f"{whole(worker.context_tokens)} tokens of context")
         facts.append("prefix cache" if worker.prefix_cache else "no prefix cache")
+        if worker.attention:
+            facts.append(f"attention {shown_name(worker.attention)}")
         if worker.prime_prefix:
             facts.append("prefixes primed")
         yield f"worker {shown_name(worker.name)}: {', '.join(facts)}"
@@ -104,6 +106,7 @@ def _footer(view: View) -> Iterator[str]:
             f"{shown_name(source)} in {'input' if is_input_order(order) else 'prefix'} order"
             for source, order in view.physical.row_order.items()
         ]
+        orders += _stage_orders(view, view.physical)
         in_flight = f"{view.physical.rows_in_flight} rows in flight"
         yield f"rows: {', '.join([*orders, in_flight])}"
     if view.stats is not None:
@@ -111,6 +114,15 @@ def _footer(view: View) -> Iterator[str]:
     if view.actual_total is not None and view.reuse is not None:
         yield calls_saved(view.actual_total, view.merged_calls)
         yield f"prefix reuse: {prefix_reuse(view.reuse, view.volatile, view.counted)}"
+
+
+def _stage_orders(view: View, physical: PhysicalPlan) -> Iterator[str]:
+    """By which columns rows that are made while running start together."""
+    for node in view.listing.walk():
+        paths = physical.stage_order.get(node.op.fingerprint)
+        if paths and isinstance(node.op, Relation) and not node.depth:
+            columns = ", ".join(".".join(map(str, path)) for path in paths)
+            yield f"{node.reference} grouped by {shown_name(columns)}"
 
 
 def _rewrites(rewritten: Rewritten) -> Iterator[str]:

@@ -13,6 +13,8 @@ from typing import Any
 from planner.bodies import bodies_innermost_first
 from planner.errors import PlanError
 from planner.logical import Effect, LogicalPlan, ModelOp, Op
+from planner.row_profile import Path
+from planner.stage_order import stage_orders
 from planner.stats import PlanStats
 
 ROWS_PER_SLOT = 4
@@ -36,6 +38,9 @@ class Worker:
         prime_prefix: whether one request must finish a prefix before others reuse it.
         prefix_block_tokens: granularity of that reuse.
         choice: whether the engine keeps to the options of a choice while decoding.
+        cache_tokens: prompt tokens that the prefix cache can hold; None when unknown.
+        techniques: names of the attention techniques that the engine offers.
+        attention: the one that serves the plan, with its settings; empty for the model's own.
     """
 
     name: str
@@ -47,6 +52,9 @@ class Worker:
     prime_prefix: bool = False
     prefix_block_tokens: int = 1
     choice: bool = True
+    cache_tokens: int | None = None
+    techniques: tuple[str, ...] = ()
+    attention: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,8 @@ class PhysicalPlan:
         priority: by fingerprint of every operator of every scope; smaller goes first.
         row_order: for each scan source, the order in which its rows start (a permutation of row
             indices). Results keep the input order whatever it is.
+        stage_order: for relations that are made while running, by fingerprint: the columns by
+            whose values rows that wait start together (`planner.stage_order`).
         rows_in_flight: rows that may be under way at once.
         row_block: rows that are taken operator by operator: within a block the operator's priority
             goes before the row. 1 finishes rows one after the other.
@@ -76,6 +86,7 @@ class PhysicalPlan:
         default_factory=dict[str, tuple[tuple[str, int], ...]]
     )
     row_block: int = 1
+    stage_order: Mapping[str, tuple[Path, ...]] = field(default_factory=dict[str, tuple[Path, ...]])
 
     def worker_of(self, op: Op) -> Worker | None:
         """The worker of a model operator; None for other operators."""
@@ -105,6 +116,9 @@ class PhysicalPlan:
             "rows_in_flight": self.rows_in_flight,
             "shares": {op: [list(run) for run in runs] for op, runs in self.shares.items()},
             "row_block": self.row_block,
+            "stage_order": {
+                op: [list(path) for path in paths] for op, paths in self.stage_order.items()
+            },
         }
 
     @classmethod
@@ -116,7 +130,7 @@ class PhysicalPlan:
         return cls(
             logical=from_json(obj["logical"]),
             placements=dict(obj["placements"]),
-            workers=tuple(Worker(**worker) for worker in obj["workers"]),
+            workers=tuple(_worker_of(worker) for worker in obj["workers"]),
             priority=dict(obj["priority"]),
             row_order={
                 source: tuple(range(order)) if isinstance(order, int) else tuple(order)
@@ -128,6 +142,10 @@ class PhysicalPlan:
                 for op, runs in obj.get("shares", {}).items()
             },
             row_block=int(obj.get("row_block", 1)),
+            stage_order={
+                op: tuple(tuple(path) for path in paths)
+                for op, paths in obj.get("stage_order", {}).items()
+            },
         )
 
 
@@ -142,7 +160,7 @@ def place(logical: LogicalPlan, stats: PlanStats, workers: Mapping[str, Worker])
 
     Rows start in the prefix order of `stats` (rows with equal leading prompt values together) when
     a worker reuses prefixes and the plan writes nothing; otherwise in input order, because writes
-    keep the order of the rows.
+    keep the order of the rows. The same goes for rows that are made while running.
 
     Raises `PlanError` when a model has no worker, or two workers have one name.
     """
@@ -174,6 +192,7 @@ def place(logical: LogicalPlan, stats: PlanStats, workers: Mapping[str, Worker])
             for source, order in stats.prefix_order.items()
         },
         rows_in_flight=_rows_in_flight(used.values()),
+        stage_order=stage_orders(logical, stats) if reorder else {},
     )
 
 
@@ -190,6 +209,11 @@ def worker_at(runs: Sequence[tuple[str, int]], position: int) -> str:
         if position < reached:
             return name
     return runs[-1][0]
+
+
+def _worker_of(obj: Mapping[str, Any]) -> Worker:
+    fields: dict[str, Any] = {**obj, "techniques": tuple(obj.get("techniques", ()))}
+    return Worker(**fields)
 
 
 def is_input_order(order: tuple[int, ...]) -> bool:

@@ -108,6 +108,10 @@ class Filter(Subset):
         self._expect_rows()
 
 
+ALL_ROWS = 2**63 - 1
+"""The count of a `Limit` that only an offset cuts."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Limit(Subset):
     """The first `count` rows after `offset` rows, in the order of the rows. Inputs: the rows.

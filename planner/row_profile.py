@@ -109,7 +109,7 @@ class RowProfile:
             coded = _Coded([], [], [])
             known: dict[str | tuple[str], int] = {}
             for row in self._rows.get(source, ()):
-                value = _at(row, keys)
+                value = value_at(row, keys)
                 # A number and its text read the same in a prompt and differ as tool arguments.
                 name = value if isinstance(value, str) else (canonical_json(value),)
                 code = known.setdefault(name, len(known))
@@ -121,7 +121,8 @@ class RowProfile:
         return self._coded[path]
 
 
-def _at(row: Mapping[str, Json], path: Path) -> Json:
+def value_at(row: Mapping[str, Json], path: Path) -> Json:
+    """The value at a path of a row; null where there is none."""
     value: Json = row.get(cast("str", path[0]))
     for key in path[1:]:
         if isinstance(value, dict) and isinstance(key, str):

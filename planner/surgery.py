@@ -32,17 +32,31 @@ def transform_plan(plan: LogicalPlan, change: Rewrite, *kinds: type[Op]) -> Logi
     """`plan` with `change` applied to every operator of every scope, bottom-up, bodies innermost
     first; the plan itself when nothing changes. With `kinds`, nothing is walked unless the plan has
     operators of one of them."""
+    return rebuild_plan(plan, lambda _, op: change(op), *kinds)
+
+
+def rebuild_plan(
+    plan: LogicalPlan, change: Callable[[Op, Op], Op], *kinds: type[Op]
+) -> LogicalPlan:
+    """The same with `change` told what the operator was before its inputs and bodies changed:
+    (original, over changed ones)."""
     if kinds and not any(has(plan, kind) for kind in kinds):
         return plan
     bodies: dict[str, Body] = {}
 
-    def rebuild(op: Op) -> Op:
-        return change(_with_bodies(op, bodies))
+    def rebuild(original: Op, op: Op) -> Op:
+        return change(original, _with_bodies(op, bodies))
 
     for body in bodies_innermost_first(plan.walk()):
-        (result,) = transform((body.result,), rebuild)
-        bodies[body.fingerprint] = body if result is body.result else Body(body.n_params, result)
-    return transform_rows(plan, rebuild)
+        rebuilt: dict[Op, Op] = {}
+        interned: dict[str, Op] = {}
+        for op in body.walk():
+            new = rebuild(op, over(op, rebuilt))
+            rebuilt[op] = interned.setdefault(new.fingerprint, new)
+        result = rebuilt[body.result]
+        same = result.fingerprint == body.result.fingerprint
+        bodies[body.fingerprint] = body if same else Body(body.n_params, result)
+    return rebuild_rows(plan, rebuild)
 
 
 def transform_rows(plan: LogicalPlan, change: Rewrite) -> LogicalPlan:

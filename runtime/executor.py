@@ -185,6 +185,9 @@ class Executor:
             for name, result in plan.logical.outputs
         }
         set_limits(self._stages.values(), self._compiler.limit)
+        for relation, stage in self._stages.items():
+            if paths := plan.stage_order.get(relation.fingerprint):
+                stage.start_in_groups(paths)
         self._scopes: dict[tuple[Target, ...], Scope] = {}
         self._calls = {op.fingerprint for op in plan.logical.walk_all() if isinstance(op, CALLS)}
         self._recorded: set[tuple[str, str]] = set()

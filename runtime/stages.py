@@ -22,8 +22,10 @@ from planner.logical import (
     SqlRows,
     walk,
 )
+from planner.row_profile import Path
 from runtime.derive import FailedMember, Given, Made, TableReader, derivation
 from runtime.records import RowError, RowKeys
+from runtime.row_queue import GroupedRows
 from runtime.scope import Frame
 from runtime.sinks import LimitState, Sink
 
@@ -99,7 +101,7 @@ class Stage:
         self.relation = relation
         self.targets: list[Target] = []
         self.inputs: list[Target] = []
-        self.pending: deque[StageRow] = deque()
+        self.pending: deque[StageRow] | GroupedRows[StageRow] = deque()
         self.active = 0
         self.ended = False
         self.finished = False
@@ -150,6 +152,14 @@ class Stage:
             self.total += 1
 
     # --- rows out --------------------------------------------------------------------------------
+
+    def start_in_groups(self, paths: Sequence[Path]) -> None:
+        """Start rows that are equal at `paths` together, unless they must start in their order."""
+        if not self.limited and not needs_row_order(self.targets):
+            waiting: GroupedRows[StageRow] = GroupedRows(paths)
+            while self.pending:
+                waiting.append(self.pending.popleft())
+            self.pending = waiting
 
     @property
     def allowance(self) -> float:

@@ -8,8 +8,9 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, TypeVar, cast, overload
+from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar, cast, overload
 
 from halo._siblings import SIBLINGS
 from halo.dsl.eager import eager_run
@@ -19,20 +20,47 @@ from halo.dsl.readable import readable
 from halo.dsl.trace import LIFETIME, Tracer, current_scope, fault, tracing
 from halo.dsl.value_types import type_hints
 from halo.errors import HaloError, WorkflowError
-from halo.flow import Traced
-from planner.logical import Agent, Column, LogicalPlan, Result, Scan, Tool
+from halo.flow import Traced, kept_rows
+from planner.logical import Agent, Column, Effect, LogicalPlan, Op, Result, Scan, Tool
+from planner.surgery import row_cone
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Predicate: TypeAlias = "Callable[..., object]"
+"""A condition on a row: a function of columns that gives a lazy or plain truth."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Which rows of its input a workflow is for: those for which all of `where` hold, and of those
+    `limit` at most, behind the first `offset`."""
+
+    where: tuple[Predicate, ...] = ()
+    limit: int | None = None
+    offset: int = 0
+
+    @property
+    def is_all(self) -> bool:
+        return self == Kept()
+
+
+EVERY_ROW = Kept()
 
 
 class Workflow(Generic[P, R]):
     """A workflow (see `halo.flow.Flow`): traced over rows, inlined into another workflow that is
     being traced, or run at once with plain values."""
 
-    def __init__(self, function: Callable[P, R], name: str, local_names: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        function: Callable[P, R],
+        name: str,
+        local_names: Mapping[str, Any],
+        kept: Kept = EVERY_ROW,
+    ) -> None:
         self.name = name
         self.function = function
+        self.kept = kept
         self._local_names = local_names
         self._parameters = inspect.signature(function).parameters
         functools.update_wrapper(self, function)
@@ -43,6 +71,11 @@ class Workflow(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if current_scope() is not None:
+            if not self.kept.is_all:
+                raise fault(
+                    f"workflow {self.name!r}, which has where or a limit, is called inside another",
+                    "They choose rows of a batch: give them to the workflow that is run",
+                )
             return self.function(*args, **kwargs)
         if any(isinstance(value, Lazy) for value in (*args, *kwargs.values())):
             raise fault(f"workflow {self.name!r} got a lazy value outside its trace", LIFETIME)
@@ -62,27 +95,14 @@ class Workflow(Generic[P, R]):
         scan = Scan((), source, tuple(columns))
         hints = type_hints(self.function, self._local_names)
         with tracing(tracer) as scope:
-            args: list[Any] = []
-            kwargs: dict[str, Any] = {}
-            for name, parameter in self._parameters.items():
-                if name in columns:
-                    value = make(Column((scan,), name, label=name), hints.get(name, Any))
-                elif parameter.default is not parameter.empty:
-                    value = parameter.default
-                else:
-                    have = ", ".join(columns) or "none"
-                    raise WorkflowError(
-                        f"workflow {self.name!r} needs the column {name!r}; the rows have: {have}. "
-                        "Rename the column, or give the parameter a default."
-                    )
-                if parameter.kind is parameter.KEYWORD_ONLY:
-                    kwargs[name] = value
-                else:
-                    args.append(value)
-            returned = self._call(args, kwargs)
+            args, kwargs = _bound(self._parameters, scan, hints, f"workflow {self.name!r}")
+            returned = self._call(self.function, args, kwargs)
             tracer.place = self._place()
             op = scope.finish(lift(returned))
-        plan = LogicalPlan(((self.name, Result((op, scan), label=self.name)),))
+            tracer.place = ""
+            predicates = [self._predicate(each, scan, hints) for each in self.kept.where]
+        rows = kept_rows(scan, predicates, self.kept.limit, self.kept.offset)
+        plan = LogicalPlan(((self.name, Result((op, rows), label=self.name)),))
         used: set[str] = set()
         for each in plan.walk_all():
             if isinstance(each, Tool):
@@ -91,9 +111,25 @@ class Workflow(Generic[P, R]):
                 used.update(tool.name for tool in each.tools)
         return Traced(plan, {name: tracer.tools[name] for name in sorted(used)})
 
-    def _call(self, args: list[Any], kwargs: dict[str, Any]) -> object:
+    def _predicate(self, given: Predicate, scan: Scan, hints: Mapping[str, Any]) -> Op:
+        """A condition over the rows, traced after the workflow: its calls are numbered last."""
+        parameters = inspect.signature(given).parameters
+        own = {**hints, **type_hints(given, self._local_names)}
+        args, kwargs = _bound(parameters, scan, own, f"where of workflow {self.name!r}")
+        op = lift(self._call(given, args, kwargs))
+        if any(each.effect is Effect.WRITE for each in row_cone([op])):
+            raise fault(
+                f"where of workflow {self.name!r} writes",
+                "A condition is asked for rows that are dropped too, and in any order: write in "
+                "the workflow",
+            )
+        return op
+
+    def _call(
+        self, function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]
+    ) -> object:
         try:
-            return cast("Callable[..., object]", self.function)(*args, **kwargs)
+            return cast("Callable[..., object]", function)(*args, **kwargs)
         except HaloError:
             raise
         except (TypeError, ValueError) as error:
@@ -125,6 +161,30 @@ class Workflow(Generic[P, R]):
             )
 
 
+def _bound(
+    parameters: Mapping[str, inspect.Parameter], scan: Scan, hints: Mapping[str, Any], whose: str
+) -> tuple[list[Any], dict[str, Any]]:
+    """Columns and defaults for the parameters of a function."""
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for name, parameter in parameters.items():
+        if name in scan.columns:
+            value = make(Column((scan,), name, label=name), hints.get(name, Any))
+        elif parameter.default is not parameter.empty:
+            value = parameter.default
+        else:
+            have = ", ".join(scan.columns) or "none"
+            raise WorkflowError(
+                f"{whose} needs the column {name!r}; the rows have: {have}. Rename the column, or "
+                "give the parameter a default."
+            )
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            kwargs[name] = value
+        else:
+            args.append(value)
+    return args, kwargs
+
+
 def user_line(error: BaseException) -> str:
     """`file:line` of the innermost code that is neither Halo's, nor a library's, nor Python's."""
     home = Path(__file__).resolve().parents[2]
@@ -136,22 +196,55 @@ def user_line(error: BaseException) -> str:
 
 
 @overload
-def workflow(function: Callable[P, R], /, *, name: str | None = None) -> Workflow[P, R]: ...
+def workflow(
+    function: Callable[P, R],
+    /,
+    *,
+    name: str | None = None,
+    where: Predicate | Sequence[Predicate] = (),
+    limit: int | None = None,
+    offset: int = 0,
+) -> Workflow[P, R]: ...
 
 
 @overload
 def workflow(
-    function: None = None, /, *, name: str | None = None
+    function: None = None,
+    /,
+    *,
+    name: str | None = None,
+    where: Predicate | Sequence[Predicate] = (),
+    limit: int | None = None,
+    offset: int = 0,
 ) -> Callable[[Callable[P, R]], Workflow[P, R]]: ...
 
 
-def workflow(function: Callable[..., Any] | None = None, /, *, name: str | None = None) -> Any:
+def workflow(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    where: Predicate | Sequence[Predicate] = (),
+    limit: int | None = None,
+    offset: int = 0,
+) -> Any:
     """Make a function a workflow. `name` is its name in results and EXPLAIN, by default the
-    function's."""
+    function's.
+
+    `where` keeps the rows for which a function of columns holds, or all of several functions do;
+    it may ask models and pure tools. `limit` keeps that many of those rows at most, behind the
+    first `offset`. Nothing is computed for other rows beyond what drops them.
+    """
     local_names = sys._getframe(1).f_locals  # pyright: ignore[reportPrivateUsage]
+    predicates = (where,) if callable(where) else tuple(where)
+    for what, number in (("limit", limit or 0), ("offset", offset)):
+        if number < 0:
+            raise fault(f"{what} of a workflow is {number}", "It must not be negative")
 
     def decorate(decorated: Callable[..., Any]) -> Workflow[..., Any]:
         nested = "<locals>" in decorated.__qualname__
-        return Workflow(decorated, name or decorated.__name__, local_names if nested else {})
+        kept = Kept(predicates, limit, offset)
+        names = local_names if nested else {}
+        return Workflow(decorated, name or decorated.__name__, names, kept)
 
     return decorate if function is None else decorate(function)

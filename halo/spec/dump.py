@@ -18,7 +18,21 @@ from halo.spec.dump_steps import StepWriter
 from halo.spec.flow import load_spec_text
 from halo.spec.template import is_name
 from halo.spec.value_type import written_type
-from planner.logical import Agent, Column, Effect, LogicalPlan, ModelOp, Op, Scan, Sql, Tool
+from planner.logical import (
+    Agent,
+    Column,
+    Effect,
+    Filter,
+    Limit,
+    LogicalPlan,
+    ModelOp,
+    Op,
+    Result,
+    Scan,
+    Sql,
+    Tool,
+)
+from planner.relations import ALL_ROWS
 from runtime.tools import ToolSpec
 
 
@@ -43,7 +57,8 @@ def dump_spec(traced: Traced, *, directory: Path | None = None, description: str
     databases = _databases(everything)
     columns = list(dict.fromkeys(op.name for op in everything if isinstance(op, Column)))
     writer = StepWriter(name, model, databases, columns)
-    block = writer.block(result.value, {})
+    predicates, limits = _kept(result)
+    block = writer.block(result.value, {}, predicates)
     document: dict[str, Any] = {"name": name}
     if description:
         document["description"] = description
@@ -55,9 +70,25 @@ def dump_spec(traced: Traced, *, directory: Path | None = None, description: str
         document["tools"] = {tool: _tool(_spec_of(tool, traced), directory) for tool in used}
     if databases:
         document["databases"] = {alias: path for path, alias in databases.items()}
-    text = to_yaml({**document, **block})
+    text = to_yaml({**document, **block, **limits})
     _check(text, traced, name, result.scan)
     return text
+
+
+def _kept(result: Result) -> tuple[list[Op], dict[str, int]]:
+    """The predicates of a plan's rows, the innermost first, and `limit` and `offset`."""
+    rows, limits = result.rows, dict[str, int]()
+    if isinstance(rows, Limit):
+        limits |= {"limit": rows.count} if rows.count != ALL_ROWS else {}
+        limits |= {"offset": rows.offset} if rows.offset else {}
+        rows = rows.rows
+    predicates: list[Op] = []
+    while isinstance(rows, Filter):
+        predicates.append(rows.predicate)
+        rows = rows.rows
+    if not isinstance(rows, Scan):
+        raise WorkflowError(f"{rows!r} has no form in YAML: a document is a workflow over its rows")
+    return predicates[::-1], limits
 
 
 def _check(text: str, traced: Traced, name: str, scan: Scan) -> None:

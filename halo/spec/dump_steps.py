@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from halo.errors import WorkflowError
@@ -60,9 +60,12 @@ class StepWriter:
         self._taken = {*RESERVED, *columns}
         self._calls = 0
 
-    def block(self, result: Op, refs: Mapping[Op, Reference]) -> Step:
-        """`steps` and `return` for the scope of `result`; `refs`: how parameters are written."""
-        return _Block(self, dict(refs)).written(result)
+    def block(
+        self, result: Op, refs: Mapping[Op, Reference], predicates: Sequence[Op] = ()
+    ) -> Step:
+        """`steps` and `return` for the scope of `result`; `refs`: how parameters are written. With
+        `predicates`, `where` too."""
+        return _Block(self, dict(refs)).written(result, predicates)
 
     def body(self, body: Body, params: list[Reference]) -> Step:
         """A body, as one step where it is one, otherwise as a block."""
@@ -120,9 +123,9 @@ class _Block:
         self._steps: dict[str, Step] = {}
         self._conditions: dict[Op, Condition] = {}
 
-    def written(self, result: Op) -> Step:
+    def written(self, result: Op, predicates: Sequence[Op] = ()) -> Step:
         returned = result.inputs[0] if isinstance(result, Ordered) else result
-        for op in walk((result,)):
+        for op in walk((result, *predicates)):
             write = self._WRITERS.get(type(op))
             if write is not None:
                 step = write(self, op)
@@ -132,7 +135,9 @@ class _Block:
             # A block has a step: the body of one that hands a value on.
             self._add_alias(returned, "value")
             reference = self.ref(returned)
-        return {"steps": self._steps, "return": str(reference)}
+        where = [self.condition(each) for each in predicates]
+        kept: Step = {"where": where if len(where) > 1 else where[0]} if where else {}
+        return {"steps": self._steps, "return": str(reference), **kept}
 
     def _add(self, op: Op, step: Step) -> None:
         name = self._writer.new_name(op.label or _kind(step))

@@ -12,7 +12,7 @@ from typing import Any
 from halo.dsl.body import TracedBody, share_captures
 from halo.dsl.trace import Tracer
 from halo.errors import PlanError
-from halo.flow import Traced
+from halo.flow import Traced, kept_rows
 from halo.spec.calls import Calls
 from halo.spec.document import Document, Path_
 from halo.spec.names import Known, Names, Place, StepScope, roots
@@ -40,17 +40,20 @@ from halo.spec.value_type import Schema
 from planner.logical import (
     Compare,
     Const,
+    Effect,
     LogicalPlan,
     Loop,
     Map,
     Op,
     Param,
     Reduce,
+    Relation,
     Result,
     Scan,
     When,
     close_body,
 )
+from planner.surgery import row_cone
 from runtime.tools import ToolSpec
 
 
@@ -101,26 +104,48 @@ class _Lowering:
                 raise self._document.error(
                     ("steps", name), f"a column is named {name!r} as well; rename the step"
                 )
-        value = self._block(self._spec, Place(self._row_scope, {}), (), "")
+        inside = self._steps(self._spec, Place(self._row_scope, {}), ())
+        value = self._result(self._spec, inside, (), "")
         name = self._tracer.name
-        result = Result((self._row_scope.finish(value.op), self._scan), label=name)
+        result = Result((self._row_scope.finish(value.op), self._rows(inside)), label=name)
         used = dict(sorted(self._calls.used.items()))
         return Traced(LogicalPlan(((name, result),)), used)
+
+    def _rows(self, inside: Place) -> Relation:
+        """The rows that the document keeps. `inside`: what its steps are called."""
+        predicates: list[Op] = []
+        for number, condition in enumerate(self._spec.where):
+            several = isinstance(self._document.value.get("where"), list)
+            where: Path_ = ("where", number) if several else ("where",)
+            op = self._names.condition(condition, inside, where)
+            if any(each.effect is Effect.WRITE for each in row_cone([op])):
+                raise self._document.error(
+                    where, "a condition on rows must not write; it is asked for rows that go too"
+                )
+            predicates.append(op)
+        return kept_rows(self._scan, predicates, self._spec.limit, self._spec.offset)
 
     # --- blocks ----------------------------------------------------------------------------------
 
     def _block(self, given: Body, place: Place, path: Path_, label: str) -> Known:
-        """Steps, each after those that it refers to, otherwise in the order of the document."""
         if not isinstance(given, Block):
             return self._step(given, place, path, label)
+        return self._result(given, self._steps(given, place, path), path, label)
+
+    def _steps(self, given: Block, place: Place, path: Path_) -> Place:
+        """What the steps of a block are called, each lowered after those that it refers to,
+        otherwise in the order of the document."""
         visible = dict(place.names)
         inside = Place(place.scope, visible)
         for name in self._ordered(given.steps, path):
             where = (*path, "steps", name)
             self._check_new(name, place, where)
             visible[name] = self._step(given.steps[name], inside, where, name)
+        return inside
+
+    def _result(self, given: Block, inside: Place, path: Path_, label: str) -> Known:
         if given.result is None:
-            return visible[list(given.steps)[-1]]
+            return inside.names[list(given.steps)[-1]]
         return self._names.value(given.result, inside, (*path, "return"), label)
 
     def _ordered(self, steps: Mapping[str, AnyStep], path: Path_) -> list[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, PlainValidator, Tag
 
+from halo.spec.condition import Condition, parse_condition
 from halo.spec.fields import AnyType, EffectName, ModelName, Name, Strict, Text, parse_text
 from halo.spec.steps import Block
 from halo.spec.template import refuse
@@ -61,6 +62,19 @@ def _columns(given: object) -> dict[str, Any]:
     return {name: parse_type(each) for name, each in cast("dict[str, object]", given).items()}
 
 
+def _conditions(given: object) -> tuple[Condition, ...]:
+    """One condition, or several that must all hold."""
+    if isinstance(given, list):
+        return tuple(parse_condition(each) for each in cast("list[object]", given))
+    return (parse_condition(given),)
+
+
+if TYPE_CHECKING:
+    Conditions: TypeAlias = tuple[Condition, ...]
+else:
+    Conditions = Annotated[Any, PlainValidator(_conditions)]
+
+
 class Spec(Block):
     """A whole document."""
 
@@ -70,3 +84,6 @@ class Spec(Block):
     model: ModelName = None
     tools: Annotated[dict[str, AnyTool], Field(default_factory=dict)]
     databases: Annotated[dict[Name, Text], Field(default_factory=dict)]
+    where: Conditions = ()
+    limit: Annotated[int | None, Field(ge=0)] = None
+    offset: Annotated[int, Field(ge=0)] = 0

@@ -108,6 +108,8 @@ class Capabilities:
         bytes_per_token: UTF-8 bytes of prose in a token of this model.
         warms: whether `Backend.warm` does anything.
         seeded: whether a seed decides what a sampled request draws.
+        techniques: names of the attention techniques that may be asked for
+            (`costmodel.techniques.named`).
     """
 
     max_in_flight: int
@@ -126,6 +128,7 @@ class Capabilities:
     seeded: bool = True
     warms: bool = False
     notes: tuple[str, ...] = field(default=())
+    techniques: tuple[str, ...] = ()
 
 
 class Backend(ABC):

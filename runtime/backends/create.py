@@ -22,6 +22,7 @@ class EngineOptions:
             model being fetched.
         api_key, tokenizer, tenant, steer, requests_per_minute, tokens_per_minute: for servers.
         precision: of the torch engine: float32, bfloat16 or int8.
+        attention: the attention technique, one that the engine offers; empty for none.
     """
 
     seed: int = 0
@@ -30,6 +31,7 @@ class EngineOptions:
     max_in_flight: int | None = None
     exact: bool = False
     precision: str | None = None
+    attention: str = ""
     announce: Callable[[str], None] | None = None
     api_key: str = field(default="", repr=False)
     tokenizer: Path | None = None

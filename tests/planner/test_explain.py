@@ -165,7 +165,10 @@ def test_analyze_sums_up_what_was_saved_and_never_mixes_measured_with_predicted(
     unknown = OpMetrics(requested=30, made=30, usage=Usage(input_tokens=11))
     metrics = ran(physical.logical, facts=predicted, angle=unknown)
     text = explain_physical(physical, stats, metrics)
-    assert "calls requested 120, made 110: 6 saved by sharing equal calls, 4 replayed" in text
+    assert (
+        "calls 60 saved by merging queries; requested 120, made 110: "
+        "6 saved by sharing equal calls, 4 replayed"
+    ) in text
     assert (
         "prefix reuse: 200 of 800 input tokens (simulated), 7 of 70 input tokens (predicted), "
         "unknown for 11 input tokens"

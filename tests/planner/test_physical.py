@@ -11,6 +11,9 @@ from sample_plans import PUBLISH, ask, chain, column, everything, headline, obje
 from planner.errors import PlanError
 from planner.logical import (
     Body,
+    Column,
+    Field,
+    Flatten,
     Format,
     Json,
     LogicalPlan,
@@ -21,6 +24,8 @@ from planner.logical import (
     Param,
     Prompt,
     Ref,
+    Result,
+    Scan,
     Tool,
 )
 from planner.merge import merge
@@ -33,7 +38,7 @@ SIM = Worker("simulated:m", "simulated", "m", 16, 4096, prefix_cache=True, prefi
 def placed(
     plan: LogicalPlan, rows: list[dict[str, Json]] | None = None, **workers: Worker
 ) -> PhysicalPlan:
-    of_rows = {result.scan.source: rows or [] for _, result in plan.outputs}
+    of_rows = {op.source: rows or [] for op in plan.walk() if isinstance(op, Scan)}
     stats = estimate(plan, of_rows, lambda text: len(text.split()))
     return place(plan, stats, workers or {"m": SIM})
 
@@ -176,3 +181,17 @@ def test_a_physical_plan_survives_json() -> None:
         read = PhysicalPlan.from_json(json.loads(json.dumps(physical.to_json())))
         assert read == physical
         assert read.logical.fingerprint == physical.logical.fingerprint
+
+
+def test_made_rows_are_grouped_by_what_their_prompts_begin_with() -> None:
+    rows = scan("text", "tags")
+    flat = Flatten((rows, column(rows, "tags"), column(rows, "text")), columns=("tag", "text"))
+    tag, text = Column((flat,), "tag"), Column((flat,), "text")
+    short = ask("Tag ", Field((tag,), "name"), ": ", text)
+    long = ask("You are careful and read every word. ", text, " for ", tag, " and ", short)
+    plan = LogicalPlan((("q", Result((long, flat))),))
+    table: list[dict[str, Json]] = [{"text": "some text", "tags": [{"name": "a"}]}]
+    cached = placed(plan, table)
+    assert cached.stage_order == {flat.fingerprint: (("text",), ("tag",), ("tag", "name"))}
+    assert PhysicalPlan.from_json(json.loads(json.dumps(cached.to_json()))) == cached
+    assert placed(plan, table, m=replace(SIM, prefix_cache=False)).stage_order == {}

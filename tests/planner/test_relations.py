@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 
 import pytest
 from sample_plans import ask, column, scan
 
 from costmodel.tokens import estimate_tokens
+from costmodel.usage import OpMetrics, Usage
+from planner.context import PlanContext
 from planner.errors import PlanError
-from planner.explain import explain
+from planner.explain import FORMATS, explain, explain_physical
+from planner.listing import Listing
 from planner.logical import (
     Choose,
     Collect,
@@ -24,6 +29,7 @@ from planner.logical import (
     Json,
     Limit,
     LogicalPlan,
+    ModelOp,
     Op,
     Pairs,
     Project,
@@ -37,6 +43,9 @@ from planner.logical import (
     SqlRows,
 )
 from planner.merge import merge
+from planner.physical import Worker, place
+from planner.relations import ALL_ROWS
+from planner.rewrite import rewrite
 from planner.stats import estimate
 from planner.verify import verify
 
@@ -125,6 +134,72 @@ def test_a_plan_of_every_relation(golden: Golden) -> None:
     verify(plan)
     stats = estimate(plan, reviews(), estimate_tokens)
     golden("explain/relations.txt", explain(plan, stats=stats))
+
+
+STAGES = ("bound", "merged", "optimized", "physical", "analyze")
+KINDS = ("Scan", "SqlRows", "Filter", "Limit", "Collect", "Flatten", "Pairs", "Group", "Sort")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_of_a_plan_of_every_relation_prints_in_every_format(
+    stage: str, form: str
+) -> None:
+    merged = merge({"q": everything_relational(), "other": harvested()})
+    context = PlanContext(rows=reviews())
+    rewritten = rewrite(merged, context)
+    stats = context.stats(rewritten.plan, orders=True)
+    worker = Worker("simulated:m", "simulated", "m", 8, prefix_cache=True)
+    physical = place(rewritten.plan, stats, {"m": worker})
+    used = Usage(input_tokens=400, output_tokens=20, cached_tokens=100)
+    metrics = {
+        op.fingerprint: OpMetrics(requested=30, made=20, shared=10, usage=used)
+        for op in rewritten.plan.walk_all()
+        if isinstance(op, ModelOp)
+    }
+    match stage:
+        case "bound":
+            plan, text = everything_relational(), explain(everything_relational(), format=form)
+        case "merged":
+            plan = merged
+            text = explain(merged, stats=context.stats(merged), format=form)
+        case "optimized":
+            plan = rewritten.plan
+            text = explain(plan, stats=stats, format=form, rewritten=rewritten)
+        case "physical":
+            plan = rewritten.plan
+            text = explain_physical(physical, stats, format=form, rewritten=rewritten)
+        case _:
+            plan = rewritten.plan
+            text = explain_physical(physical, stats, metrics, format=form, rewritten=rewritten)
+    for kind in {op.kind for op in plan.walk()} & set(KINDS):
+        assert kind in text
+    if form == "json":
+        assert len(json.loads(text)["operators"]) == len(list(Listing.of(plan).walk()))
+    if form == "text":
+        for footer in FOOTERS[stage]:
+            assert re.search(footer, text), footer
+
+
+FOOTERS = {
+    "bound": [r"q = #\d+ for each row of #\d+"],
+    "merged": [r"merged: \d+ operators of 2 queries are \d+ \(\d+ shared\)", "~ assumed"],
+    "optimized": [r"rewrites: push_filters_down|rewrites: [a-z_]+\(", r"off with --no-<name>"],
+    "physical": [
+        r"rows: rows in (input|prefix) order, #\d+ grouped by body, \d+ rows in flight",
+        r"worker simulated:m: .*prefix cache",
+        "no mark: counted on the rows",
+    ],
+    "analyze": [
+        r"calls .*requested \d+, made \d+: \d+ saved by sharing equal calls, 0 replayed",
+        r"prefix reuse: \d+ of [\d,]+ input tokens \(simulated\)",
+    ],
+}
+
+
+def test_a_limit_that_only_skips_says_so() -> None:
+    plan = of(TEXT, Limit((ROWS,), ALL_ROWS, 2))
+    assert "Limit(all, offset=2)" in explain(plan)
 
 
 def test_a_statement_of_sql(golden: Golden) -> None:

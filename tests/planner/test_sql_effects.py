@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from planner.sql_batch import INDEX, INDICES, ORDER, batched_text
 from planner.sql_effects import query_effects
@@ -90,10 +94,20 @@ def test_words_around_a_query_do_not_matter_and_names_do() -> None:
         "SELECT name FROM items",
         "SELECT name FROM items WHERE id = $id AND price > random()",
         "INSERT INTO items VALUES ($id)",
-        "SELECT name FROM items WHERE kind = $id ORDER BY price DESC, name LIMIT 2",
         "SELECT kind, price FROM items WHERE id = $id ORDER BY 2",
         "SELECT sum(price) AS total FROM items WHERE kind = $id",
-        "SELECT name FROM items WHERE kind = $id LIMIT 2",
+        "SELECT kind FROM items WHERE id = $id ORDER BY 3",
+        "SELECT name FROM items WHERE id = $id ORDER BY name COLLATE NOCASE",
+        "SELECT * FROM items WHERE id = $id ORDER BY id",
+        "SELECT name FROM items WHERE id = $id ORDER BY ALL",
+        "SELECT name FROM items WHERE id = $id ORDER BY upper(name)",
+        "SELECT upper(name) AS name FROM items WHERE id = $id ORDER BY items.name",
+        "SELECT name FROM items WHERE kind = $id ORDER BY name LIMIT $id",
+        "SELECT name FROM items WHERE kind = $id ORDER BY name LIMIT 10%",
+        "SELECT kind, count(*) AS n FROM items WHERE id = $id GROUP BY kind ORDER BY n",
+        "SELECT kind, sum(price) AS s FROM items WHERE id = $id GROUP BY kind ORDER BY kind",
+        "SELECT count(*) AS n FROM items WHERE id = $id ORDER BY n",
+        "SELECT count(*) AS n FROM items WHERE id = $id LIMIT 1",
         "SELECT 1 UNION SELECT $id",
     ],
 )
@@ -108,6 +122,7 @@ def test_look_ups_that_are_asked_alone(text: str) -> None:
         "SELECT * FROM items WHERE id = $id AND price < $most",
         "SELECT name AS n, $most AS m FROM items WHERE id >= $id",
         "SELECT count(*) AS n, max(price) AS most FROM items WHERE id = $id AND price < $most",
+        "SELECT name FROM items WHERE id = $id OR id > $most ORDER BY price DESC, name LIMIT 2",
     ],
 )
 def test_a_batch_gives_each_look_up_what_it_would_get_alone(text: str, tmp_path: Path) -> None:
@@ -136,3 +151,75 @@ def test_a_batch_gives_each_look_up_what_it_would_get_alone(text: str, tmp_path:
     assert (columns[0], columns[-1]) == (INDEX, ORDER)
     routed = [[row[1:-1] for row in rows if row[0] == i] for i in range(len(asked))]
     assert routed == alone
+
+
+ITEMS = st.lists(
+    st.tuples(
+        st.none() | st.integers(0, 3),
+        st.none() | st.integers(0, 2),
+        st.none() | st.sampled_from(["a", "A", "b", ""]),
+        st.none() | st.integers(0, 3),
+        st.none() | st.sampled_from([0.0, -0.0, 0.1, 0.2, 1e300]),
+    ),
+    max_size=24,
+)
+COLUMNS = ("id", "kind", "name", "price", "weight")
+
+
+@st.composite
+def look_ups(draw: st.DrawFn) -> str:
+    """A look-up that orders by all that it selects, or by the keys of its groups, or not at all,
+    with or without LIMIT and OFFSET."""
+    chosen = draw(st.lists(st.sampled_from(COLUMNS[1:]), min_size=1, max_size=3, unique=True))
+    selected, group = ", ".join(chosen), ""
+    ordered = chosen + draw(st.lists(st.sampled_from(COLUMNS), max_size=2))
+    if draw(st.booleans()):
+        group = f" GROUP BY {selected}"
+        selected += ", count(*) AS n, max(price) AS most"
+        ordered = [*chosen, *draw(st.sampled_from([[], ["n"]]))]
+    elif draw(st.booleans()):
+        selected = selected.replace(chosen[0], f"{chosen[0]} AS other", 1) + ", $id AS asked"
+        ordered[0] = draw(st.sampled_from(["other", "1", f"items.{chosen[0]}"]))
+    order = " ORDER BY " + ", ".join(
+        f"{key} {draw(st.sampled_from(['', 'DESC', 'NULLS FIRST', 'DESC NULLS LAST']))}".strip()
+        for key in draw(st.permutations(ordered))
+    )
+    if not group and draw(st.booleans()):
+        order = ""
+    limit = draw(st.sampled_from(["", " LIMIT 2", " LIMIT 1 OFFSET 1", " OFFSET 2", " LIMIT 0"]))
+    where = draw(st.sampled_from(["id = $id", "price >= $id OR id IS NULL", "id <> $id"]))
+    return f"SELECT {selected} FROM items WHERE {where}{group}{order}{limit}"
+
+
+@cache
+def _opened() -> Any:
+    import duckdb
+
+    return duckdb.connect(":memory:", config={"threads": 1})
+
+
+def database() -> Any:
+    """A cursor of one database for all examples."""
+    return _opened().cursor()
+
+
+@settings(max_examples=60, deadline=None)
+@given(look_ups(), ITEMS, st.lists(st.none() | st.integers(0, 4), min_size=1, max_size=6))
+def test_ordered_and_limited_look_ups_answer_together_what_they_answer_alone(
+    text: str, rows: list[tuple[object, ...]], asked: list[int | None]
+) -> None:
+    batch = batched_text(text, ("id",))
+    assert batch is not None, text
+    with database() as connection:
+        connection.execute(
+            "CREATE OR REPLACE TABLE "
+            "items (id INT, kind INT, name VARCHAR, price INT, weight DOUBLE)"
+        )
+        if rows:
+            connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?)", rows)
+        alone = [connection.execute(text, {"id": each}).fetchall() for each in asked]
+        found = connection.execute(
+            batch, {INDICES: list(range(len(asked))), "id": asked}
+        ).fetchall()
+    routed = [[row[1:-1] for row in found if row[0] == i] for i in range(len(asked))]
+    assert routed == alone, text

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sample_plans import ask, column, scan
 from simulated_run import Ran, run_plan
 
@@ -42,6 +46,8 @@ from planner.merge import merge
 from planner.verify import verify
 from runtime.backends.base import Request
 from runtime.errors import BackendError
+from runtime.row_queue import GroupedRows
+from runtime.stages import StageRow
 
 ROWS = scan("id", "text", "stars", "tags")
 ID, TEXT, STARS, TAGS = (column(ROWS, name) for name in ROWS.columns)
@@ -332,3 +338,90 @@ def test_many_rows(count: int) -> None:
     grouped = Group((tags, Column((tags,), "tag")), ("tag",), 1)
     found = values(of(Column((grouped,), "tag"), grouped), data(count))
     assert found == ["t0", "t1"][: min(2, count and 2)] if count != 1 else found == []
+
+
+# --- the order in which made rows start ----------------------------------------------------------
+
+
+def asked_in_order(plan: LogicalPlan, rows: dict[str, list[dict[str, Json]]]) -> list[str]:
+    """The prompts of a run as the engine sees them, one slot, and the results checked."""
+    seen: list[str] = []
+
+    def look(request: Request) -> BackendError | None:
+        seen.append(request.messages[-1].content)
+        return None
+
+    one_by_one = run_plan(plan, rows, fail=look, slots=1, window=1)
+    many = run_plan(plan, rows)
+    assert many.answers == one_by_one.answers
+    return seen
+
+
+def rounds(n: int = 6) -> dict[str, list[dict[str, Json]]]:
+    """Rows whose texts come around again and again: a, b, c, a, b, c."""
+    return {
+        "rows": [{"id": i, "text": "abc"[i % 3], "stars": i, "tags": ["x", "y"]} for i in range(n)]
+    }
+
+
+def test_rows_of_a_sort_start_together_where_their_prompts_begin_alike() -> None:
+    by = Sort((ROWS, ID, TEXT), columns=("id", "text"), by=("-id",))
+    answer = ask("Read ", Column((by,), "text"), " number ", Column((by,), "id"))
+    seen = asked_in_order(of(Project((Column((by,), "id"), answer), ("id", "a")), by), rounds())
+    assert [text.split()[1] for text in seen] == ["c", "c", "b", "b", "a", "a"]
+
+
+def test_results_keep_the_order_of_the_relation() -> None:
+    by = Sort((ROWS, ID, TEXT), columns=("id", "text"), by=("-id",))
+    answer = ask("Read ", Column((by,), "text"), " number ", Column((by,), "id"))
+    ran = run_plan(of(Project((Column((by,), "id"), answer), ("id", "a")), by), rounds())
+    assert [value["id"] for value in ran.answers["q"]] == [5, 4, 3, 2, 1, 0]  # type: ignore[index,call-overload]
+
+
+def test_flattened_rows_start_by_element_when_prompts_begin_with_it() -> None:
+    flat = Flatten((ROWS, TAGS, ID), columns=("tag", "id"))
+    everything = Sort((flat, Column((flat,), "tag"), Column((flat,), "id")), ("tag", "id"), ())
+    answer = ask("Tag ", Column((everything,), "tag"), " of ", Column((everything,), "id"))
+    seen = asked_in_order(of(answer, everything), rounds(4))
+    assert [text.split()[1] for text in seen] == ["x"] * 4 + ["y"] * 4
+
+
+def test_rows_of_a_query_and_failed_rows_start_in_groups() -> None:
+    flat = Flatten((ROWS, TAGS), columns=("tag",))
+    by = Sort((flat, Column((flat,), "tag")), columns=("tag",), by=())
+    answer = ask("Tag ", Column((by,), "tag"))
+    rows = rounds(4)
+    rows["rows"][1]["tags"] = "no list"
+    assert len(run_plan(of(answer, by), rows).answers["q"]) == 7
+
+
+def test_limits_and_writes_keep_the_order_of_made_rows() -> None:
+    by = Sort((ROWS, ID, TEXT), columns=("id", "text"), by=("id",))
+    answer = ask("Read ", Column((by,), "text"), " number ", Column((by,), "id"))
+    assert [t.split()[1] for t in asked_in_order(of(answer, Limit((by,), 4)), rounds())] == [
+        "a", "b", "c", "a",
+    ]  # fmt: skip
+    note = Tool((answer,), WRITE, ("text",), "q/1")
+    assert [t.split()[1] for t in asked_in_order(of(note, by), rounds())][:4] == list("abca")
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 3)), max_size=30), st.randoms())
+def test_every_waiting_row_starts_once_and_groups_stay_together(
+    rows: list[tuple[str, int]], random: Random
+) -> None:
+    queue: GroupedRows[StageRow] = GroupedRows([("a",), ("b",)])
+    for index, (a, b) in enumerate(rows):
+        queue.append(StageRow(index, str(index), {"a": a, "b": b}))
+    started = [queue.popleft() for _ in rows]
+    assert sorted(row.index for row in started) == list(range(len(rows)))
+    groups = [rows[row.index] for row in started]
+    assert len(list(groupby(groups))) == len(set(rows))
+    late: list[int] = []
+    for index in range(len(rows)):
+        queue.append(StageRow(index, "", {"a": rows[index][0], "b": rows[index][1]}))
+        if random.random() < 0.5:
+            late.append(queue.popleft().index)
+    late += [queue.popleft().index for _ in range(len(queue))]
+    assert sorted(late) == list(range(len(rows)))
+    assert not queue

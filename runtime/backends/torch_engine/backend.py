@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from costmodel.usage import Usage
@@ -18,13 +19,12 @@ from runtime.backends.torch_engine.settings import (
     read_facts,
     usable_cores,
 )
+from runtime.backends.torch_engine.techniques import with_attention
 from runtime.clock import Clock
 from runtime.errors import BackendError
 from runtime.models.tool_calls import split_tool_calls
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from runtime.backends.create import EngineOptions
     from runtime.backends.torch_engine.engine import Engine, StepMetrics
     from runtime.backends.torch_engine.grammar import GrammarCompiler
@@ -60,6 +60,8 @@ async def open_backend(
     torch_options = torch_options or TorchOptions()
     with clock.outside():
         loaded, note = await asyncio.to_thread(_load, model, options, torch_options)
+    n_layers = loaded.model.shape.n_layers
+    torch_options = with_attention(torch_options, options.attention, Path(model).name, n_layers)
     facts = read_facts(model, options.models_dir)
     return TorchBackend(loaded, facts, clock, options, torch_options, note)
 
@@ -89,8 +91,8 @@ def _load(
         )
     precision, note = resolve_precision(asked, device)
     path = find_model(model, options.models_dir, announce=lambda _: None)
-    keep = torch_options.swiftkv is not None
-    return load_model(path, precision, device, keep_projections=keep), note
+    wants_swiftkv = torch_options.swiftkv is not None or options.attention.startswith("swiftkv")
+    return load_model(path, precision, device, keep_projections=wants_swiftkv), note
 
 
 class TorchBackend(Backend):
@@ -107,6 +109,7 @@ class TorchBackend(Backend):
     ) -> None:
         from runtime.backends.torch_engine.engine import Engine, EngineConfig
         from runtime.backends.torch_engine.scheduler import SchedulerConfig
+        from runtime.backends.torch_engine.sequence import TokenSelection
         from runtime.backends.torch_engine.token_sets import SwiftKV
         from runtime.backends.torch_engine.worker import EngineThread
 
@@ -119,6 +122,12 @@ class TorchBackend(Backend):
             options.max_in_flight,
             deterministic=options.exact,
         )
+        n_layers = loaded.model.shape.n_layers
+        self._selection: TokenSelection | None = None
+        if torch_options.selection is not None:
+            layer, rate, retain = torch_options.selection
+            middle = n_layers // 2 - 1
+            self._selection = TokenSelection(middle if layer is None else layer, rate, retain)
         defaults = SchedulerConfig()
         config = EngineConfig(
             max_kv_tokens=torch_options.max_kv_tokens or cache_tokens(facts),
@@ -227,6 +236,7 @@ class TorchBackend(Backend):
             stop_ids=self.tokenizer.stop_ids,
             priority=request.priority,
             constraint=constraint,
+            selection=self._selection,
             on_prefilled=None if on_prefilled is None else tell(on_prefilled),
             on_text=None if on_text is None else lambda text: tell(lambda: on_text(text))(),
         )

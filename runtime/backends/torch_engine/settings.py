@@ -70,6 +70,8 @@ def capabilities(
         prefix_block_tokens=1,
         reports_cached_tokens=True,
         deterministic=deterministic,
+        cache_tokens=cache_tokens(facts),
+        techniques=("fastkv", "swiftkv"),
     )
 
 
@@ -90,6 +92,8 @@ class TorchOptions:
         device: as torch names it; None for CUDA where torch sees it.
         max_kv_tokens: slots of the KV pool; None for a share of memory.
         layer_groups, swiftkv: see `SchedulerConfig` and `SwiftKV` (keep_layers, group).
+        selection: FastKV for the prompts of all requests: (layer or None for the middle one, rate,
+            retain), see `TokenSelection`.
     """
 
     precision: str | None = None
@@ -99,4 +103,5 @@ class TorchOptions:
     chunk_tokens: int | None = None
     layer_groups: int | None = None
     swiftkv: tuple[int, int] | None = None
+    selection: tuple[int | None, float, float] | None = None
     cascade: bool = True

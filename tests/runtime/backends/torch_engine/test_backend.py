@@ -282,3 +282,41 @@ def test_settings_reach_the_engine(on_backend: Any) -> None:
 
     with pytest.raises(BackendError, match="precision 'fp8'"):
         on_backend(never, TorchOptions(precision="fp8"))
+
+
+@pytest.mark.parametrize(
+    ("attention", "same"),
+    [
+        ("fastkv(tsp_rate=1.0,retain=1.0)", True),
+        ("fastkv(tsp_layer=0,tsp_rate=0.5,retain=0.5)", None),
+        ("swiftkv(keep_layers=LAYERS)", True),
+    ],
+)
+def test_an_attention_technique_is_a_setting_of_the_engine(
+    checkpoint: Path, attention: str, same: bool | None
+) -> None:
+    """With nothing left out the answer is that of the engine without it."""
+
+    async def answer(attention: str) -> tuple[str, bool]:
+        options = replace(EXACT, attention=attention)
+        backend = await open_backend(str(checkpoint), LoopClock(), options)
+        try:
+            completion = await backend.generate(ASK)
+            again = await backend.generate(ASK)
+            return completion.text, bool(again.usage.cached_tokens)
+        finally:
+            backend.engine.check()
+            await backend.close()
+
+    async def main() -> None:
+        plain = await open_backend(str(checkpoint), LoopClock(), EXACT)
+        n_layers = plain.engine.model.shape.n_layers
+        await plain.close()
+        exact, reused = await answer("")
+        text, kept = await answer(attention.replace("LAYERS", str(n_layers)))
+        assert reused
+        assert kept == attention.startswith("swiftkv"), "FastKV's keys are of use to nobody else"
+        assert same is None or text == exact
+
+    with asyncio.Runner(loop_factory=lambda: new_event_loop(False)) as runner:
+        runner.run(main())
