@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Literal
 
 from costmodel.usage import Usage
@@ -118,6 +119,7 @@ class TorchBackend(Backend):
             facts,
             options.max_in_flight,
             deterministic=options.exact,
+            open_prompts=torch_options.layer_groups is None,
         )
         defaults = SchedulerConfig()
         config = EngineConfig(
@@ -196,6 +198,10 @@ class TorchBackend(Backend):
 
     def now_s(self) -> float:
         return self._clock.now_s()
+
+    def outside(self) -> AbstractContextManager[None]:
+        """Hold while the engine's thread works for the loop."""
+        return self._clock.outside()
 
     def encode(self, request: Request) -> list[int]:
         """The prompt in tokens."""

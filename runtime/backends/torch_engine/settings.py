@@ -59,7 +59,11 @@ def cache_tokens(facts: ModelFacts) -> int:
 
 
 def capabilities(
-    facts: ModelFacts, max_in_flight: int | None, *, deterministic: bool
+    facts: ModelFacts,
+    max_in_flight: int | None,
+    *,
+    deterministic: bool,
+    open_prompts: bool = True,
 ) -> Capabilities:
     """What the engine offers with a model."""
     return Capabilities(
@@ -70,6 +74,7 @@ def capabilities(
         prefix_block_tokens=1,
         reports_cached_tokens=True,
         deterministic=deterministic,
+        open_prompts=open_prompts,
     )
 
 
