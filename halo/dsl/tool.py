@@ -78,12 +78,12 @@ class ToolFunction(Generic[P, R]):
             raise fault(f"tool {self.name!r} got a lazy value outside its trace", LIFETIME)
         if self._signature.takes_idempotency_key and IDEMPOTENCY_KEY not in kwargs:
             kwargs[IDEMPOTENCY_KEY] = secrets.token_hex(16)
-        result = self.function(*args, **kwargs)
+        result: Any = self.function(*args, **kwargs)
         if not in_eager_run():
-            return result
+            return cast("R", result)
         if inspect.isgenerator(result):
-            return cast("R", readable(list(result)))
-        if inspect.isasyncgen(result):
+            result = list(result)
+        elif inspect.isasyncgen(result):
             result = _all_of(result)
         if inspect.iscoroutine(result):
             # A thread of its own, because a notebook's thread has a loop running already.
