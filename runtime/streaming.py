@@ -30,8 +30,8 @@ from runtime.tools import OnRows
 
 FEWEST_CHARS = 256
 GROWTH = 8
-"""A prompt grows when `FEWEST_CHARS` have come and an eighth of what it has of the rows: each time
-it is tokenized again, which so costs a constant factor."""
+"""A prompt grows when `FEWEST_CHARS` have come, and an eighth of what it has of the rows: each time
+it is tokenized again, so that this costs a constant factor."""
 
 
 class RowStream:
@@ -144,7 +144,8 @@ class GrowingStep(Protocol):
 
 @dataclass(slots=True)
 class _Reader:
-    """A model call of the frame that reads the rows. `sent_chars` of them are in its prompt."""
+    """A model call of the frame that reads the rows. `sent_chars` is how much of their text there
+    was when its prompt was last told of them, after `begin`."""
 
     position: int
     step: GrowingStep
@@ -174,24 +175,24 @@ class Growth:
 
     def _grow(self, reader: _Reader, stream: RowStream) -> None:
         frame, call = self._frame, self._frame.early.get(reader.position)
-        if call is None:
-            if not frame.waits_for_one(reader.position):
-                return
-            begin = reader.step.opening(frame, self._position)
-            if begin is None:
-                return
-            query = frame.query_of(reader.position)
-            call = reader.step.open(frame, query, begin + stream.text, self._opener)
-            if call is not None:
-                frame.early[reader.position] = call
-                reader.begin, reader.sent_chars = begin, stream.n_chars
+        if call is None and not frame.waits_for_one(reader.position):
             return
         if stream.n_chars < reader.sent_chars:
             reader.sent_chars = 0  # another attempt
-        grown = stream.n_chars - reader.sent_chars
-        if grown >= max(FEWEST_CHARS, reader.sent_chars // GROWTH):
+        least = max(FEWEST_CHARS, reader.sent_chars // GROWTH) if reader.sent_chars else 0
+        if stream.n_chars - reader.sent_chars < least:
+            return
+        reader.sent_chars = stream.n_chars
+        if call is not None:
             call.grow(reader.begin + stream.text)
-            reader.sent_chars = stream.n_chars
+            return
+        begin = reader.step.opening(frame, self._position)
+        if begin is None:
+            return
+        reader.begin, query = begin, frame.query_of(reader.position)
+        call = reader.step.open(frame, query, begin + stream.text, self._opener)
+        if call is not None:
+            frame.early[reader.position] = call
 
     def abandon(self) -> None:
         """The rows will never be whole."""

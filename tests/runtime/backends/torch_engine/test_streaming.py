@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +313,29 @@ def test_a_run_that_ends_early_leaves_no_prompt_open(on_engine: Any, how: str) -
         assert await bench.backend.call(lambda e: e.scheduler.idle)
         held = await bench.backend.call(lambda e: e.tree.tokens - e.tree.evictable_tokens)
         assert held == 0, "what was prefilled is cache that can be dropped"
+
+    on_engine(check)
+
+
+def test_a_run_that_is_cancelled_while_it_answers_frees_its_prompt(on_engine: Any) -> None:
+    async def check(bench: Bench) -> None:
+        loop, answering = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell(metrics: Any) -> None:
+            if metrics.decoded_tokens:
+                loop.call_soon_threadsafe(answering.set)
+
+        bench.backend.on_metrics = tell
+        spec = pure(paged)
+        root = replace(ask(search(spec, Q)), max_tokens=700)
+        run = asyncio.create_task(bench.run(root, 1, spec))
+        with LoopClock().outside():
+            await answering.wait()
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        assert not bench.model_calls()
+        assert await bench.backend.call(lambda e: e.scheduler.idle)
 
     on_engine(check)
 
