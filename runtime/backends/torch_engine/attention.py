@@ -56,9 +56,11 @@ def attend_hidden(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch
         return out, lse
     scores = torch.matmul(q, k.transpose(2, 3)).float()
     scores = torch.add(mask, scores, alpha=1 / math.sqrt(q.shape[-1]))
-    lse = torch.logsumexp(scores, -1, keepdim=True)
-    weights = scores.sub_(lse).exp_()
-    return torch.matmul(weights.to(v.dtype), v), lse[..., 0]
+    top = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(top).exp_()
+    total = weights.sum(-1, keepdim=True)
+    out = torch.matmul(weights.to(v.dtype), v) / total
+    return out.to(v.dtype), (total.log() + top)[..., 0]
 
 
 def attend_shared(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Part:
