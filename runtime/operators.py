@@ -18,6 +18,7 @@ from planner.logical import (
     Loop,
     Map,
     Op,
+    Prompt,
     Reduce,
     Relation,
     Sql,
@@ -69,15 +70,11 @@ class ModelStep:
 
     async def run(self, frame: Frame, query: str) -> Json:
         request = self._request(frame, self._prompt(frame.values))
-        site, priority, answer_type = (
-            self._site(frame, query),
-            self._priority(frame),
-            self._answer_type,
-        )
+        site, priority = self._site(frame, query), self._priority(frame)
         early = self._early(frame)
         worker = self._worker(frame) if early is None else early.worker
-        if answer_type is not None:
-            return await self._asker.ask(worker, request, site, priority, answer_type, early)
+        if self._answer_type is not None:
+            return await self._asker.ask(worker, request, site, priority, self._answer_type, early)
         record = await self._asker.models.complete(
             worker, request, site, priority=priority, early=early
         )
@@ -85,17 +82,20 @@ class ModelStep:
 
     def opening(self, frame: Frame, position: int) -> str | None:
         """See `runtime.streaming.GrowingStep`. A choice is scored, which needs a whole prompt."""
-        system = self.op.system
-        if self._options or (
-            system is not None and any(self._inputs[i] == position for i in system.references)
-        ):
+        op = self.op
+        if self._options or not self._reads(op.prompt, position):
             return None
-        return compile_opening(self.op.prompt, self._inputs, position)(frame.values)
+        if op.system is not None and self._reads(op.system, position):
+            return None
+        return compile_opening(op.prompt, self._inputs, position)(frame.values)
 
     def open(self, frame: Frame, query: str, text: str, opener: PromptOpener) -> OpenCall | None:
         """See `runtime.streaming.GrowingStep`."""
         request, site = self._request(frame, text), self._site(frame, query)
         return opener.open(self._worker(frame), request, site, priority=self._priority(frame))
+
+    def _reads(self, prompt: Prompt, position: int) -> bool:
+        return any(self._inputs[i] == position for i in prompt.references)
 
     def _early(self, frame: Frame) -> OpenCall | None:
         """The call's prompt, if it is open already."""
