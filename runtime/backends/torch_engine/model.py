@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -156,7 +157,8 @@ class RmsNorm:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if not self._composed:
             return F.rms_norm(x, self.weight.shape, self.weight, self._eps)
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        norm = cast("Any", torch.linalg).vector_norm
+        length = cast("torch.Tensor", norm(x, dim=-1, keepdim=True))
         return (x / torch.hypot(length, self._floor)).mul_(self._scaled)
 
 
