@@ -27,40 +27,35 @@ Part = tuple[torch.Tensor, torch.Tensor]
 """An output and its log-sum-exp."""
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool = False) -> Part:
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool = False,
+    mask: torch.Tensor | None = None,
+) -> Part:
     """Attention of `q` [batch, heads, rows, dim] over `k`, `v` [batch, kv heads, keys, dim].
 
     Returns the output in q's layout and type and the log-sum-exp [batch, heads, rows] in float32.
-    A causal call has as many rows as keys.
+    `mask` is added to the scores. A causal call has as many rows as keys.
     """
     if q.device.type == "cpu":
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, causal, attn_mask=mask
+        )
         return out, lse
     group = q.shape[1] // k.shape[1]
     if group > 1:
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    out, lse, _, _ = torch.ops.aten._scaled_dot_product_efficient_attention(
-        q, k, v, None, True, 0.0, causal
-    )
-    return out, lse[..., : q.shape[2]]
-
-
-def attend_hidden(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> Part:
-    """As `attend`, for few rows a head and a `mask` [batch, 1, 1, keys] that is added to the
-    scores: plain products, which beat kernels made for many rows."""
-    if q.device.type == "cpu" and q.dtype != torch.float32:
-        # Products of other types would round the scores.
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, attn_mask=mask
+    if mask is None:
+        out, lse, _, _ = torch.ops.aten._scaled_dot_product_efficient_attention(
+            q, k, v, None, True, 0.0, causal
         )
-        return out, lse
-    scores = torch.matmul(q, k.transpose(2, 3)).float()
-    scores = torch.add(mask, scores, alpha=1 / math.sqrt(q.shape[-1]))
-    top = scores.amax(-1, keepdim=True)
-    weights = scores.sub_(top).exp_()
-    total = weights.sum(-1, keepdim=True)
-    out = torch.matmul(weights.to(v.dtype), v) / total
-    return out.to(v.dtype), (total.log() + top)[..., 0]
+        return out, lse[..., : q.shape[2]]
+    scores = torch.matmul(q, k.transpose(2, 3)).float() / math.sqrt(q.shape[-1]) + mask
+    lse = torch.logsumexp(scores, -1)
+    return torch.matmul((scores - lse[..., None]).exp().to(v.dtype), v), lse
 
 
 def attend_shared(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Part:

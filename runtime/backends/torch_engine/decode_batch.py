@@ -21,7 +21,7 @@ from runtime.backends.torch_engine.arrays import to_tensor
 from runtime.backends.torch_engine.attention import (
     Merge,
     Part,
-    attend_hidden,
+    attend,
     attend_shared,
     rows_of,
 )
@@ -139,11 +139,11 @@ class DecodeBatch:
             keys, values = bucket.k[layer], bucket.v[layer]
             keys.view(-1, dim).index_copy_(0, bucket.places, k[start:end].reshape(-1, dim))
             values.view(-1, dim).index_copy_(0, bucket.places, v[start:end].reshape(-1, dim))
-            out, lse = attend_hidden(
+            out, lse = attend(
                 q[start:end].view(n, kv_heads, heads // kv_heads, dim),
                 keys[:n, :, :longest],
                 values[:n, :, :longest],
-                bucket.mask,
+                mask=bucket.mask,
             )
             parts.append((out.reshape(n, heads, dim), lse.reshape(n, heads)))
             start = end
