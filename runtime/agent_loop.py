@@ -22,6 +22,7 @@ from runtime.inline import compile_prompt
 from runtime.placement import Placement
 from runtime.records import CallRecord, CallSite
 from runtime.scope import Frame
+from runtime.streaming import Listener
 from runtime.values import parse_json
 
 FINAL_TURN = "No more tools can be called. Give the final answer now, from what is known."
@@ -31,11 +32,20 @@ class ToolCaller(Protocol):
     """Calls tools and databases: `runtime.tool_runner.ToolRunner`."""
 
     async def call(
-        self, name: str, arguments: Mapping[str, Json], site: CallSite
+        self,
+        name: str,
+        arguments: Mapping[str, Json],
+        site: CallSite,
+        listener: Listener | None = None,
     ) -> CallRecord: ...
 
     async def query(
-        self, op: Sql, text: str, params: Mapping[str, Json], site: CallSite
+        self,
+        op: Sql,
+        text: str,
+        params: Mapping[str, Json],
+        site: CallSite,
+        listener: Listener | None = None,
     ) -> CallRecord: ...
 
     def stop(self) -> None: ...

@@ -17,6 +17,7 @@ from planner.logical import Json
 from runtime.backends.base import Message, Request
 from runtime.errors import ContextOverflowError, OutputTypeError
 from runtime.records import CallRecord, CallSite
+from runtime.streaming import OpenCall
 from runtime.values import excerpt, parse_json
 
 
@@ -24,7 +25,13 @@ class ModelCaller(Protocol):
     """Makes model calls: `runtime.dispatch.Dispatcher`."""
 
     async def complete(
-        self, worker: str, request: Request, site: CallSite, *, priority: int = 0
+        self,
+        worker: str,
+        request: Request,
+        site: CallSite,
+        *,
+        priority: int = 0,
+        early: OpenCall | None = None,
     ) -> CallRecord: ...
 
     @property
@@ -135,14 +142,15 @@ class Asker:
         site: CallSite,
         priority: int,
         answer_type: AnswerType,
+        early: OpenCall | None = None,
     ) -> Json:
-        """The value of a model's answer to `request`.
+        """The value of a model's answer to `request`, whose prompt may be open already (`early`).
 
         An answer that was cut at its token limit is asked for again with twice the limit; one that
         does not fit, with the reason in a second turn of the conversation. Raises
         `OutputTypeError` when the second answer does not fit either.
         """
-        record = await self.models.complete(worker, request, site, priority=priority)
+        record = await self.models.complete(worker, request, site, priority=priority, early=early)
         text = answer_text(record)
         try:
             return _value(record, text, request, answer_type)

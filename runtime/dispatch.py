@@ -27,6 +27,7 @@ from runtime.priming import PrimingStats
 from runtime.records import CallRecord, CallSite, Store
 from runtime.retry import RetryPolicy
 from runtime.sharing import CallTable
+from runtime.streaming import OpenCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class Dispatcher:
         self._origin_s = clock.now_s()
         self._stopped = False
         self._pauses: set[asyncio.Task[None]] = set()
+        self._open: set[OpenCall] = set()
 
     @property
     def in_flight(self) -> int:
@@ -98,11 +100,38 @@ class Dispatcher:
         """What priming did, by worker."""
         return {worker: lane.priming_stats for worker, lane in self._lanes.items()}
 
-    async def complete(
+    @property
+    def opens_prompts(self) -> bool:
+        """Whether any engine takes prompts before they are whole."""
+        return any(lane.engine.capabilities.open_prompts for lane in self._lanes.values())
+
+    def open(
         self, worker: str, request: Request, site: CallSite, *, priority: int = 0
+    ) -> OpenCall | None:
+        """Begin a call whose last message is not whole yet, where the worker takes open prompts and
+        has a place that nobody waits for; otherwise None. It takes no slot: `complete` does."""
+        lane = self._lanes[worker]
+        spare = lane.free - sum(call.worker == worker for call in self._open)
+        if self._stopped or lane.waiting or spare < 1:
+            return None
+        if not lane.engine.capabilities.open_prompts:
+            return None
+        request = replace(request, seed=self._seed_of(request, site), priority=priority)
+        call = OpenCall(worker, lane.engine, request, self._open.discard)
+        self._open.add(call)
+        return call
+
+    async def complete(
+        self,
+        worker: str,
+        request: Request,
+        site: CallSite,
+        *,
+        priority: int = 0,
+        early: OpenCall | None = None,
     ) -> CallRecord:
         """The record of `request`, made now or shared or replayed. `request.key`, `seed` and
-        `priority` are filled here.
+        `priority` are filled here. `early` is the call's prompt, if that is open already.
 
         The value is `{"text": str}`, and `{"text": str, "tool_calls": [{"id", "name",
         "arguments_json"}]}` when the request has tools. Raises `BackendError`, and `DrainingError`
@@ -112,15 +141,28 @@ class Dispatcher:
         if lane is None:
             have = ", ".join(self._lanes) or "none"
             raise InvariantError(f"the plan names worker {worker!r}; the run has: {have}")
-        identity = site.identity
-        seed = derive_seed(self._seed, identity) if request.temperature > 0 else None
-        key = site.key(request_key(request, seed, identity, self._tenant))
+        seed = self._seed_of(request, site)
+        key = site.key(request_key(request, seed, site.identity, self._tenant))
 
         def make() -> Awaitable[CallRecord]:
             keyed = replace(request, key=key, seed=seed, priority=priority)
-            return self._make(lane, keyed, site)
+            return self._make(lane, keyed, site, self._claim(early))
 
-        return await self._table.once(key, site, make, share=self._share)
+        try:
+            return await self._table.once(key, site, make, share=self._share)
+        finally:
+            if early is not None:
+                early.drop()
+
+    def _claim(self, early: OpenCall | None) -> OpenCall | None:
+        """The open prompt, for the call that is made now, unless it was given up."""
+        if early is None or not early.take():
+            return None
+        self._open.discard(early)
+        return early
+
+    def _seed_of(self, request: Request, site: CallSite) -> int | None:
+        return derive_seed(self._seed, site.identity) if request.temperature > 0 else None
 
     async def warm(self, worker: str, request: Request) -> int:
         """Bring an open-ended prefix into a worker's cache, before all that waits. Calls that share
@@ -149,17 +191,34 @@ class Dispatcher:
         for pause in self._pauses:
             pause.cancel()
 
-    async def _make(self, lane: Lane, request: Request, site: CallSite) -> CallRecord:
+    async def close(self) -> None:
+        """Give up the prompts that are open still."""
+        calls = tuple(self._open)
+        for call in calls:
+            call.abandon()
+        for call in calls:
+            await call.ended()
+
+    async def _make(
+        self, lane: Lane, request: Request, site: CallSite, early: OpenCall | None = None
+    ) -> CallRecord:
         queued_s = self._clock.now_s()
-        ticket = await lane.enter(request)
+        try:
+            ticket = await lane.enter(request)
+        except BaseException:
+            if early is not None:
+                early.abandon()
+            raise
         try:
             self._check_budget()
-            answer = await self._ask(lane, ticket, request)
+            answer = await self._ask(lane, ticket, request, early)
             if self._meter is not None:
                 self._meter.end(answer.completion.usage)
             record = self._record(request, site, answer, queued_s, lane, ticket)
             durable = self._store.record_call(record)
         except BaseException:
+            if early is not None:
+                early.abandon()
             lane.leave(ticket)
             lane.release()
             raise
@@ -176,13 +235,16 @@ class Dispatcher:
             self._on_budget(reason)
             raise DrainingError(f"{reason}; this call had not started and was left for resume")
 
-    async def _ask(self, lane: Lane, ticket: Ticket, request: Request) -> _Answer:
+    async def _ask(
+        self, lane: Lane, ticket: Ticket, request: Request, early: OpenCall | None
+    ) -> _Answer:
         on_prefilled = partial(lane.prefilled, ticket) if lane.awaits_prefill(ticket) else None
+        generate = lane.engine.generate if early is None else early.answer
         attempt = 1
         while True:
             start_s = self._clock.now_s()
             try:
-                completion = await lane.engine.generate(request, on_prefilled)
+                completion = await generate(request, on_prefilled)
             except BackendError as error:
                 lane.failed(ticket)
                 error.attempts = attempt
@@ -192,6 +254,7 @@ class Dispatcher:
                 delay_s = max(self._retry.delay_s(request.key, attempt), error.retry_after_s or 0.0)
                 await self._pause(delay_s, error)
                 lane.again(ticket)
+                generate = lane.engine.generate
                 attempt += 1
             else:
                 lane.prefilled(ticket)

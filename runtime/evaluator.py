@@ -139,6 +139,8 @@ class Evaluator:
         if not frame.open:
             for turn_at in frame.turns if frame.states is not None else ():
                 self._skip_turn(frame, turn_at)
+            for call in frame.early.values():
+                call.drop()
             frame.on_end(frame)
 
     def _recovered(self, frame: Frame, position: int, error: RowError) -> Json:

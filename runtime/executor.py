@@ -42,6 +42,7 @@ from runtime.stages import (
     set_limits,
     stages_of,
 )
+from runtime.streaming import PromptOpener
 
 ROWS_PER_PASS = 64
 """Rows admitted before the loop may do other things, such as `stop`: rows without calls end at
@@ -135,6 +136,7 @@ class Executor:
         row_queries: runs the queries of the plan's `SqlRows`; None for a plan without any.
         replan: asked now and then, with what was measured, for a plan of the rest.
         load: how busy a worker is, for calls that may go to one of several.
+        opener: opens prompts that grow with the rows of a tool; None where no engine takes them.
 
     Attributes:
         recovered: failures that `Recover` operators turned into values, as they happened.
@@ -153,6 +155,7 @@ class Executor:
         row_queries: RowQueries | None = None,
         replan: Replan | None = None,
         load: Callable[[str], Load] | None = None,
+        opener: PromptOpener | None = None,
     ) -> None:
         self._plan = plan
         self._placement = Placement(plan, load)
@@ -178,6 +181,7 @@ class Executor:
             metrics=metrics,
             evaluator=self._evaluator,
             is_stopping=lambda: self._evaluator.stopping,
+            opener=opener,
         )
         self._stages = stages_of(plan.logical)
         self._queries = {

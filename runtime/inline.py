@@ -25,6 +25,7 @@ from planner.logical import (
     Ref,
     Relation,
     Result,
+    Segment,
     render_value,
 )
 from runtime.errors import ValueTypeError
@@ -79,6 +80,18 @@ def compile_prompt(prompt: Prompt, at: Sequence[int]) -> Callable[[list[Json]], 
         return "".join([p if isinstance(p, str) else render_value(values[p]) for p in parts])
 
     return render
+
+
+def compile_opening(
+    prompt: Prompt, at: Sequence[int], position: int
+) -> Callable[[list[Json]], str]:
+    """As `compile_prompt`, up to where the value at `position` comes first."""
+    begin: list[Segment] = []
+    for segment in prompt.segments:
+        if isinstance(segment, Ref) and at[segment.index] == position:
+            break
+        begin.append(segment)
+    return compile_prompt(Prompt(tuple(begin)), at)
 
 
 def _column(name: str) -> Compute:

@@ -25,12 +25,35 @@ def to_json(value: Any, max_bytes: int = MAX_RESULT_BYTES) -> Json:
     forms. Raises `NotJson` for what has none, for NaN and infinity, and above `max_bytes`."""
     try:
         converted = _Conversion(max_bytes).convert(value, "")
-        size_bytes = len(json.dumps(converted, ensure_ascii=False).encode(errors="surrogatepass"))
+        size_bytes = _size_bytes(converted)
     except RecursionError:
         raise NotJson("a value that is nested too deeply, or contains itself") from None
     if size_bytes > max_bytes:
         raise _too_large(f"{size_bytes:,}", max_bytes)
     return converted
+
+
+class JsonRows:
+    """A list of JSON values that is made one by one: as `to_json`, as soon as there is something
+    to refuse."""
+
+    def __init__(self, max_bytes: int = MAX_RESULT_BYTES) -> None:
+        self.rows: list[Json] = []
+        self._max_bytes = max_bytes
+        self._size_bytes = 0
+
+    def add(self, value: Any) -> Json:
+        """Append `value` as JSON. Raises `NotJson`."""
+        row = to_json(value, self._max_bytes)
+        self._size_bytes += _size_bytes(row) + len(", ")
+        if self._size_bytes > self._max_bytes:
+            raise _too_large(f"more than {self._max_bytes:,}", self._max_bytes)
+        self.rows.append(row)
+        return row
+
+
+def _size_bytes(value: Json) -> int:
+    return len(json.dumps(value, ensure_ascii=False).encode(errors="surrogatepass"))
 
 
 class _Conversion:

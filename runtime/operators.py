@@ -18,6 +18,7 @@ from planner.logical import (
     Loop,
     Map,
     Op,
+    Prompt,
     Reduce,
     Relation,
     Sql,
@@ -29,11 +30,13 @@ from runtime.answers import Asker, JsonType, ModelCaller, Options, answer_text
 from runtime.backends.base import Message, Request, ToolSchema
 from runtime.errors import ValueTypeError
 from runtime.evaluator import Evaluator
-from runtime.inline import Compute, compile_inline, compile_prompt
+from runtime.inline import Compute, compile_inline, compile_opening, compile_prompt
 from runtime.nested import LoopStep, MapStep, ReduceStep, WhenStep
 from runtime.placement import Placement
+from runtime.records import CallSite
 from runtime.scope import Frame, Scope, Step
 from runtime.sinks import LimitState, LimitStep, Sink, compile_filter, compile_sink
+from runtime.streaming import OpenCall, PromptOpener, growing
 from runtime.values import checked, copied, kind_of
 
 
@@ -49,6 +52,7 @@ class ModelStep:
         asker: Asker,
     ) -> None:
         self.op = op
+        self._inputs = tuple(inputs)
         self._prompt = compile_prompt(op.prompt, inputs)
         self._system = compile_prompt(op.system, inputs) if op.system is not None else None
         self._model = placement.worker_of(op).model
@@ -65,12 +69,45 @@ class ModelStep:
             self._answer_type = JsonType(self._schema_json)
 
     async def run(self, frame: Frame, query: str) -> Json:
-        op, values = self.op, frame.values
-        user = Message("user", self._prompt(values))
-        request = Request(
+        request = self._request(frame, self._prompt(frame.values))
+        site, priority = self._site(frame, query), self._priority(frame)
+        early = self._early(frame)
+        worker = self._worker(frame) if early is None else early.worker
+        if self._answer_type is not None:
+            return await self._asker.ask(worker, request, site, priority, self._answer_type, early)
+        record = await self._asker.models.complete(
+            worker, request, site, priority=priority, early=early
+        )
+        return answer_text(record)
+
+    def opening(self, frame: Frame, position: int) -> str | None:
+        """See `runtime.streaming.GrowingStep`. A choice is scored, which needs a whole prompt."""
+        op = self.op
+        if self._options or not self._reads(op.prompt, position):
+            return None
+        if op.system is not None and self._reads(op.system, position):
+            return None
+        return compile_opening(op.prompt, self._inputs, position)(frame.values)
+
+    def open(self, frame: Frame, query: str, text: str, opener: PromptOpener) -> OpenCall | None:
+        """See `runtime.streaming.GrowingStep`."""
+        request, site = self._request(frame, text), self._site(frame, query)
+        return opener.open(self._worker(frame), request, site, priority=self._priority(frame))
+
+    def _reads(self, prompt: Prompt, position: int) -> bool:
+        return any(self._inputs[i] == position for i in prompt.references)
+
+    def _early(self, frame: Frame) -> OpenCall | None:
+        """The call's prompt, if it is open already."""
+        return frame.early.get(frame.scope.position_of(self.op)) if frame.early else None
+
+    def _request(self, frame: Frame, text: str) -> Request:
+        op, user = self.op, Message("user", text)
+        system = None if self._system is None else Message("system", self._system(frame.values))
+        return Request(
             "",
             self._model,
-            (user,) if self._system is None else (Message("system", self._system(values)), user),
+            (user,) if system is None else (system, user),
             op.max_tokens,
             op.temperature,
             op.top_p,
@@ -79,21 +116,25 @@ class ModelStep:
             self._schema_json,
             self._options,
         )
-        site = frame.site(op, query, effect=self._effect, call_id=op.call_id)
-        placement, answer_type = self._placement, self._answer_type
-        priority = frame.row.priority + placement.priority(op.fingerprint)
-        worker = placement.worker(op.fingerprint, frame.row.position)
-        if answer_type is not None:
-            return await self._asker.ask(worker, request, site, priority, answer_type)
-        record = await self._asker.models.complete(worker, request, site, priority=priority)
-        return answer_text(record)
+
+    def _site(self, frame: Frame, query: str) -> CallSite:
+        return frame.site(self.op, query, effect=self._effect, call_id=self.op.call_id)
+
+    def _priority(self, frame: Frame) -> int:
+        return frame.row.priority + self._placement.priority(self.op.fingerprint)
+
+    def _worker(self, frame: Frame) -> str:
+        return self._placement.worker(self.op.fingerprint, frame.row.position)
 
 
 class ToolStep:
     """A `Tool`. Arguments are copies: what a tool does to them reaches no other row."""
 
-    def __init__(self, op: Tool, inputs: Sequence[int], tools: ToolCaller) -> None:
+    def __init__(
+        self, op: Tool, inputs: Sequence[int], tools: ToolCaller, opener: PromptOpener | None
+    ) -> None:
         self.op = op
+        self._opener = opener
         self._arguments = tuple(zip(op.params, inputs, strict=True))
         self._tools = tools
 
@@ -101,15 +142,19 @@ class ToolStep:
         op, values = self.op, frame.values
         arguments = {name: copied(values[i]) for name, i in self._arguments}
         site = frame.site(op, query, effect=op.effect, call_id=op.call_id)
-        record = await self._tools.call(op.tool.name, arguments, site)
+        with growing(frame, op, self._opener) as listener:
+            record = await self._tools.call(op.tool.name, arguments, site, listener)
         return checked(record.value, f"the answer of tool {op.tool.name!r}")
 
 
 class SqlStep:
     """A `Sql`: its own text, or a text from the first input."""
 
-    def __init__(self, op: Sql, inputs: Sequence[int], tools: ToolCaller) -> None:
+    def __init__(
+        self, op: Sql, inputs: Sequence[int], tools: ToolCaller, opener: PromptOpener | None
+    ) -> None:
         self.op = op
+        self._opener = opener
         self._text_at = inputs[0] if op.text is None else None
         params = inputs if op.text is not None else inputs[1:]
         self._params = tuple(zip(op.params, params, strict=True))
@@ -122,7 +167,8 @@ class SqlStep:
             raise ValueTypeError(f"{op!r} needs a query text, got {kind_of(text)}")
         site = frame.site(op, query, effect=op.effect, call_id=op.call_id)
         params = {name: values[i] for name, i in self._params}
-        record = await self._tools.query(op, text, params, site)
+        with growing(frame, op, self._opener) as listener:
+            record = await self._tools.query(op, text, params, site, listener)
         return checked(record.value, f"the answer of {op!r}")
 
 
@@ -139,8 +185,11 @@ class Compiler:
         metrics: dict[str, OpMetrics],
         evaluator: Evaluator,
         is_stopping: Callable[[], bool],
+        opener: PromptOpener | None = None,
     ) -> None:
+        """`opener` opens prompts before they are whole, where an engine takes them so."""
         self._placement = placement
+        self._opener = opener
         self._tools = tools
         self._tool_schemas = tool_schemas
         self._metrics = metrics
@@ -191,9 +240,9 @@ class Compiler:
                     self._is_stopping,
                 )
             case Tool():
-                return ToolStep(op, inputs, self._tools)
+                return ToolStep(op, inputs, self._tools, self._opener)
             case Sql():
-                return SqlStep(op, inputs, self._tools)
+                return SqlStep(op, inputs, self._tools, self._opener)
             case Map():
                 return MapStep(op, inputs, bodies, self._evaluator, self._metrics)
             case Reduce():

@@ -14,6 +14,7 @@ from runtime.agent_loop import ToolCaller
 from runtime.answers import ModelCaller
 from runtime.backends.base import Request
 from runtime.records import CallRecord, CallSite
+from runtime.streaming import Listener, OpenCall
 
 Group = Literal["models", "tools"]
 
@@ -80,10 +81,18 @@ class PhasedModels:
         self._models.stop()
 
     async def complete(
-        self, worker: str, request: Request, site: CallSite, *, priority: int = 0
+        self,
+        worker: str,
+        request: Request,
+        site: CallSite,
+        *,
+        priority: int = 0,
+        early: OpenCall | None = None,
     ) -> CallRecord:
         async with self._phases.turn("models"):
-            return await self._models.complete(worker, request, site, priority=priority)
+            return await self._models.complete(
+                worker, request, site, priority=priority, early=early
+            )
 
 
 class PhasedTools:
@@ -96,12 +105,23 @@ class PhasedTools:
     def stop(self) -> None:
         self._tools.stop()
 
-    async def call(self, name: str, arguments: Mapping[str, Json], site: CallSite) -> CallRecord:
-        async with self._phases.turn("tools"):
-            return await self._tools.call(name, arguments, site)
-
-    async def query(
-        self, op: Sql, text: str, params: Mapping[str, Json], site: CallSite
+    async def call(
+        self,
+        name: str,
+        arguments: Mapping[str, Json],
+        site: CallSite,
+        listener: Listener | None = None,
     ) -> CallRecord:
         async with self._phases.turn("tools"):
-            return await self._tools.query(op, text, params, site)
+            return await self._tools.call(name, arguments, site, listener)
+
+    async def query(
+        self,
+        op: Sql,
+        text: str,
+        params: Mapping[str, Json],
+        site: CallSite,
+        listener: Listener | None = None,
+    ) -> CallRecord:
+        async with self._phases.turn("tools"):
+            return await self._tools.query(op, text, params, site, listener)

@@ -1,4 +1,4 @@
-"""Calling Python functions: ordinary ones in threads, coroutine functions on the loop.
+"""Calling Python functions: ordinary ones in threads, asynchronous ones on the loop.
 
 Every call has a fresh daemon thread instead of a pool's: a function that hangs cannot be killed, so
 after its timeout its thread is abandoned, and must neither keep a pool's slot nor keep the process
@@ -20,8 +20,8 @@ from planner.logical import Json
 from runtime.clock import Clock
 from runtime.deadline import finish_within
 from runtime.errors import ToolError, ToolTimeoutError
-from runtime.json_value import NotJson, to_json
-from runtime.tools import ToolSpec
+from runtime.json_value import JsonRows, NotJson, to_json
+from runtime.tools import OnRows, ToolSpec
 
 T = TypeVar("T")
 
@@ -69,9 +69,14 @@ async def in_thread(function: Callable[[], T], name: str) -> T:
 
 
 async def call_python(
-    spec: ToolSpec, arguments: Mapping[str, Json], idempotency_key: str, clock: Clock
+    spec: ToolSpec,
+    arguments: Mapping[str, Json],
+    idempotency_key: str,
+    clock: Clock,
+    on_rows: OnRows | None = None,
 ) -> Json:
-    """The JSON value of one call of a Python tool.
+    """The JSON value of one call of a Python tool; of a generator, the list of what it yields, of
+    which `on_rows` is told as it comes.
 
     The timeout of a function in a thread is real time; that of a coroutine function is the loop's
     time, which under virtual time takes none. Raises `ToolError`, retryable when the function
@@ -82,10 +87,10 @@ async def call_python(
     if takes_idempotency_key(spec.function):
         keywords[IDEMPOTENCY_KEY] = idempotency_key
     bound = partial(spec.function, **keywords)
-    if _is_coroutine_function(spec.function):
-        return await _on_loop(spec, bound)
+    if _runs_on_loop(spec.function):
+        return await _on_loop(spec, bound, on_rows)
     return await finish_within(
-        in_thread(partial(_in_this_thread, spec, bound), f"halo-tool-{spec.name}"),
+        in_thread(partial(_in_this_thread, spec, bound, on_rows), f"halo-tool-{spec.name}"),
         spec.timeout_s,
         clock,
         partial(timeout_error, spec.name, spec.timeout_s),
@@ -109,19 +114,37 @@ def timeout_error(name: str, timeout_s: float) -> ToolTimeoutError:
     )
 
 
-def _in_this_thread(spec: ToolSpec, bound: Callable[[], Any]) -> Json:
+def _in_this_thread(spec: ToolSpec, bound: Callable[[], Any], on_rows: OnRows | None) -> Json:
     try:
-        return to_json(bound())
+        result = bound()
+        if not inspect.isgenerator(result):
+            return to_json(result)
+        rows = JsonRows()
+        with contextlib.closing(result):
+            for value in result:
+                row = rows.add(value)
+                if on_rows is not None:
+                    on_rows((row,))
+        return rows.rows
     except BaseException as error:
         # All of them: `sys.exit()` in a tool must end neither the loop nor, silently, the thread.
         raise _tool_error(spec.name, error) from error
 
 
-async def _on_loop(spec: ToolSpec, bound: Callable[[], Any]) -> Json:
+async def _on_loop(spec: ToolSpec, bound: Callable[[], Any], on_rows: OnRows | None) -> Json:
     limit = asyncio.timeout(spec.timeout_s)
     try:
         async with limit:
-            return to_json(await bound())
+            result = bound()
+            if not inspect.isasyncgen(result):
+                return to_json(await result)
+            rows = JsonRows()
+            async with contextlib.aclosing(result):
+                async for value in result:
+                    row = rows.add(value)
+                    if on_rows is not None:
+                        on_rows((row,))
+            return rows.rows
     except TimeoutError as error:
         if limit.expired():
             raise timeout_error(spec.name, spec.timeout_s) from None
@@ -146,6 +169,9 @@ def _tool_error(name: str, error: BaseException) -> ToolError:
     )
 
 
-def _is_coroutine_function(function: Callable[..., Any]) -> bool:
+def _runs_on_loop(function: Callable[..., Any]) -> bool:
     call: Any = getattr(type(function), "__call__", None)  # noqa: B004
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+    return any(
+        inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each)
+        for each in (function, call)
+    )

@@ -245,6 +245,7 @@ class RunHandle:
             metrics=metrics,
             replan=inputs.replan,
             load=dispatcher.load,
+            opener=dispatcher if phases is None and dispatcher.opens_prompts else None,
             row_queries=(
                 SessionQueries(inputs.sql, store, self.clock, metrics) if inputs.sql else None
             ),
@@ -256,6 +257,7 @@ class RunHandle:
             outcomes = await executor.run(inputs.rows)
         finally:
             warmed = await end_warming(warming)
+            await dispatcher.close()
             await tools.close()
             await databases.close()
             if cache is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from planner.logical import (
     Effect,
@@ -27,6 +27,9 @@ from planner.logical import (
 from runtime.inline import Compute
 from runtime.records import CallSite, RowError
 from runtime.write_order import Turn
+
+if TYPE_CHECKING:
+    from runtime.streaming import OpenCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +169,11 @@ class Frame:
         states: by position, `ASKED` and `ENDED`, where only what is asked for is evaluated; None
             where everything is.
         opened: gated operators whose row is in their subset.
+        early: by position of a model call, its prompt if that is open in an engine already.
     """
 
     __slots__ = (
+        "early",
         "environment",
         "failures",
         "on_end",
@@ -206,6 +211,7 @@ class Frame:
         self.turns: dict[int, Turn] = {}
         self.states: bytearray | None = bytearray(len(scope.ops)) if scope.gates else None
         self.opened: set[int] = set()
+        self.early: dict[int, OpenCall] = {}
         self.open = 0 if scope.gates else len(scope.ops)
 
     def start(self) -> list[int]:
@@ -248,6 +254,16 @@ class Frame:
         self.waits_for[position] = len(missing)
         self.ask(missing, ready)
         return not missing
+
+    def waits_for_one(self, position: int) -> bool:
+        """Whether the operator at `position` will be evaluated, as far as can be told, and waits
+        for one other."""
+        if self.waits_for[position] != 1 or (self.failures and self.inherited(position)):
+            return False
+        if self.states is None:
+            return True
+        asked = self.states[position] == ASKED
+        return asked and (position not in self.scope.gates or position in self.opened)
 
     def is_dropped(self, position: int) -> bool:
         """Whether the row is not in the subset that the ended operator at `position` is over."""

@@ -9,6 +9,7 @@ from planner.logical import Json
 from runtime.errors import ToolError
 from runtime.sql_connection import transaction
 from runtime.sql_values import check_params, size_bytes, to_cell
+from runtime.tools import OnRows
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -28,12 +29,13 @@ def run_statement(
     max_rows: int,
     max_bytes: int,
     read_only: bool,
+    on_rows: OnRows | None = None,
 ) -> list[Json]:
     """The first `max_rows` rows of the one statement in `text`, in a transaction of its own.
 
-    `database` is its name for people. Raises `ToolError` for what is not allowed and above
-    `max_bytes` (of the rows as JSON); DuckDB's errors and `ValueError` (a value that JSON cannot
-    hold) pass through.
+    `database` is its name for people; `on_rows` is told of rows as they are read. Raises
+    `ToolError` for what is not allowed and above `max_bytes` (of the rows as JSON); DuckDB's errors
+    and `ValueError` (a value that JSON cannot hold) pass through.
     """
     statements = cursor.extract_statements(text)
     if len(statements) != 1:
@@ -52,10 +54,16 @@ def run_statement(
     check_params(params, statements[0].named_parameters, database)
     with transaction(cursor, read_only):
         cursor.execute(statements[0], dict(params) or None)
-        return _fetch(cursor, database, max_rows, max_bytes)
+        return _fetch(cursor, database, max_rows, max_bytes, on_rows)
 
 
-def _fetch(cursor: DuckDBPyConnection, database: str, max_rows: int, max_bytes: int) -> list[Json]:
+def _fetch(
+    cursor: DuckDBPyConnection,
+    database: str,
+    max_rows: int,
+    max_bytes: int,
+    on_rows: OnRows | None,
+) -> list[Json]:
     columns = [str(column[0]) for column in cursor.description or ()]
     twice = sorted({column for column in columns if columns.count(column) > 1})
     if twice:
@@ -79,4 +87,6 @@ def _fetch(cursor: DuckDBPyConnection, database: str, max_rows: int, max_bytes: 
             rows.append(row)
         if not batch:
             break
+        if on_rows is not None:
+            on_rows(rows[-len(batch) :])
     return rows

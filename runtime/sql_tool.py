@@ -25,6 +25,7 @@ from runtime.python_tool import in_thread
 from runtime.sql_bounds import check_text
 from runtime.sql_connection import Limits, connect, describe, is_volatile
 from runtime.sql_statement import run_statement
+from runtime.tools import OnRows
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -52,6 +53,7 @@ class _Query:
     params: Mapping[str, Json]
     max_rows: int
     read_only: bool
+    on_rows: OnRows | None = None
     late: bool = False
     cursor: DuckDBPyConnection | None = None
 
@@ -123,11 +125,13 @@ class Databases:
         max_rows: int = 1000,
         read_only: bool = True,
         bounded: bool = True,
+        on_rows: OnRows | None = None,
     ) -> list[Json]:
         """The first `max_rows` rows of a query as objects, whoever wrote it; those after them are
         left out, and nothing tells that they exist. Of a statement that writes: what it returns.
         `bounded` refuses texts that would block the parser (`sql_bounds`): for all but an author's
-        own. Raises `ToolError`, `ToolTimeoutError`."""
+        own. `on_rows` is told of rows in the query's thread, as they are read. Raises `ToolError`,
+        `ToolTimeoutError`."""
         opened = self._file(database)
         name = opened.path.name
         if not read_only and not opened.writable:
@@ -137,7 +141,7 @@ class Databases:
             )
         if bounded:
             check_text(text, name)
-        query = _Query(text, params, max_rows, read_only)
+        query = _Query(text, params, max_rows, read_only, on_rows)
         late = partial(self._late, name)
 
         def abandoned() -> Exception:
@@ -213,6 +217,7 @@ class Databases:
                         max_rows=query.max_rows,
                         max_bytes=self._max_result_bytes,
                         read_only=query.read_only,
+                        on_rows=query.on_rows,
                     )
         except duckdb.InterruptException:
             raise late() from None

@@ -24,8 +24,9 @@ from runtime.sharing import CallTable
 from runtime.sql_batches import MAX_LOOKUPS, SqlBatches
 from runtime.sql_keys import QueryKeys
 from runtime.sql_tool import Databases
+from runtime.streaming import Listener, RowStreams
 from runtime.tool_arguments import ArgumentChecker
-from runtime.tools import ToolSpec
+from runtime.tools import OnRows, ToolSpec
 
 _MAX_QUERIES = 4
 _RETRY = RetryPolicy(base_s=0.4, max_s=5.0)
@@ -73,15 +74,22 @@ class ToolRunner:
         self._http = HttpTools(clock)
         self._batches = SqlBatches()
         self._query_keys = QueryKeys()
+        self._streams = RowStreams()
         self._slots: dict[str, asyncio.Semaphore] = {}
         self._arguments = ArgumentChecker()
         self._origin_s = clock.now_s()
         self._refused = ""
         self._pauses: set[asyncio.Task[None]] = set()
 
-    async def call(self, name: str, arguments: Mapping[str, Json], site: CallSite) -> CallRecord:
+    async def call(
+        self,
+        name: str,
+        arguments: Mapping[str, Json],
+        site: CallSite,
+        listener: Listener | None = None,
+    ) -> CallRecord:
         """The record of a tool call, made now or shared or replayed; its value is the tool's JSON
-        value.
+        value. `listener` hears of the rows of a generator as they come.
 
         Raises `ToolError` (no such tool, arguments that do not fit, the tool raised, a result that
         is no JSON), `ToolTimeoutError`, and `DrainingError` when the call had not started.
@@ -101,18 +109,26 @@ class ToolRunner:
                 return await self._http.call(spec, arguments, idempotency_key)
             if spec.function is None:
                 raise ToolError(f"tool {name!r} has neither a function nor a URL", tool=name)
-            return await call_python(spec, arguments, idempotency_key, self._clock)
+            on_row = self._streams.attempt(key)
+            return await call_python(spec, arguments, idempotency_key, self._clock, on_row)
 
         attempts = 1 + (spec.retries if spec.effect is Effect.PURE else 0)
         slots = self._semaphore(f"tool {name}", spec.max_concurrency)
         call = _Call(key, kind, name, site, attempts, run)
-        return await self._table.once(key, site, lambda: self._make(call, slots))
+        with self._streams.listening(key, listener):
+            return await self._table.once(key, site, lambda: self._make(call, slots))
 
     async def query(
-        self, op: Sql, text: str, params: Mapping[str, Json], site: CallSite
+        self,
+        op: Sql,
+        text: str,
+        params: Mapping[str, Json],
+        site: CallSite,
+        listener: Listener | None = None,
     ) -> CallRecord:
         """The record of a query, made now or shared or replayed; its value is a list of row
-        objects, at most `op.max_rows`. Errors are those of `call`."""
+        objects, at most `op.max_rows`. `listener` hears of rows as they are read. Errors are those
+        of `call`."""
         path = self._databases.path(op.database)
         site = replace(site, effect=strongest((site.effect, op.own_effect)))
         identity = site.identity
@@ -122,7 +138,12 @@ class ToolRunner:
             # Equal texts may have different answers, so every asker asks for itself.
             identity = replace(site, effect=Effect.WRITE).identity
 
-        async def ask(text: str, params: Mapping[str, Json], max_rows: int) -> list[Json]:
+        async def read(
+            text: str,
+            params: Mapping[str, Json],
+            max_rows: int,
+            on_rows: OnRows | None = None,
+        ) -> list[Json]:
             return list(
                 await self._databases.query(
                     op.database,
@@ -132,12 +153,13 @@ class ToolRunner:
                     max_rows=max_rows,
                     read_only=op.read_only,
                     bounded=op.text is None,
+                    on_rows=on_rows,
                 )
             )
 
         asked: Json = None
         if op.derived and not identity:
-            asked = await self._query_keys.asked(op, params, ask)
+            asked = await self._query_keys.asked(op, params, read)
         if asked is None:
             asked = {"text": text, "params": dict(params), "max_rows": op.max_rows}
         key = self._key("sql", str(path), str(op.read_only), asked, identity)
@@ -145,8 +167,8 @@ class ToolRunner:
 
         async def run() -> Json:
             if batched:
-                return await self._batches.query(op, params, ask)
-            return await ask(text, params, op.max_rows)
+                return await self._batches.query(op, params, read)
+            return await read(text, params, op.max_rows, self._streams.attempt(key))
 
         call = _Call(key, "sql", path.name, site, 1, run)
         if batched:
@@ -156,7 +178,8 @@ class ToolRunner:
             # Queries that write are serial for each file.
             most = _MAX_QUERIES if op.read_only else 1
             slots = self._semaphore(f"sql {op.read_only} {path}", most)
-        return await self._table.once(key, site, lambda: self._make(call, slots))
+        with self._streams.listening(key, listener):
+            return await self._table.once(key, site, lambda: self._make(call, slots))
 
     def stop(self) -> None:
         """Drain: calls that have not started are refused with `DrainingError`, and so are further

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from planner.logical import Effect, ToolRef, canonical_json
+from planner.logical import Effect, Json, ToolRef, canonical_json
+
+OnRows = Callable[[Sequence[Json]], None]
+"""Is told of rows that a tool or a query has given, in whatever thread it runs."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class ToolSpec:
     Attributes:
         name: unique within a session.
         function: called with keyword arguments in a thread, or awaited when it is a coroutine
-            function; None for HTTP tools.
+            function; None for HTTP tools. What a generator yields are the rows of its value.
         parameters: JSON Schema of the arguments (an object schema).
         effect: WRITE until its author says otherwise.
         timeout_s, max_concurrency, retries: limits for each tool; retries apply to PURE tools,

@@ -8,7 +8,7 @@ import inspect
 import re
 import secrets
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
@@ -24,6 +24,7 @@ from runtime.tools import ToolSpec
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 EffectName = Literal["pure", "sampled", "write"]
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
@@ -77,9 +78,13 @@ class ToolFunction(Generic[P, R]):
             raise fault(f"tool {self.name!r} got a lazy value outside its trace", LIFETIME)
         if self._signature.takes_idempotency_key and IDEMPOTENCY_KEY not in kwargs:
             kwargs[IDEMPOTENCY_KEY] = secrets.token_hex(16)
-        result = self.function(*args, **kwargs)
+        result: Any = self.function(*args, **kwargs)
         if not in_eager_run():
-            return result
+            return cast("R", result)
+        if inspect.isgenerator(result):
+            result = list(result)
+        elif inspect.isasyncgen(result):
+            result = _all_of(result)
         if inspect.iscoroutine(result):
             # A thread of its own, because a notebook's thread has a loop running already.
             with ThreadPoolExecutor(1) as pool:
@@ -128,6 +133,8 @@ class ToolDecorator:
         merged or retried. `pure=True` says that equal arguments give equal results: such calls are
         made once. `timeout` is in seconds; `version` tells equal-looking versions of a tool apart.
         A parameter `idempotency_key` is filled in by the runtime, the same for a repeated call.
+        The value of a generator function is the list of what it yields; an engine that takes open
+        prompts reads the first rows while the last ones still come.
         """
         declared = _effect(pure, effect)
         local_names = sys._getframe(1).f_locals  # pyright: ignore[reportPrivateUsage]
@@ -185,6 +192,10 @@ class ToolDecorator:
 
 
 tool = ToolDecorator()
+
+
+async def _all_of(rows: AsyncIterator[T]) -> list[T]:
+    return [row async for row in rows]
 
 
 def _effect(pure: bool, effect: Effect | EffectName | None) -> Effect:

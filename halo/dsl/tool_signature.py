@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import typing
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,7 +22,14 @@ from halo.dsl.lazy import Lazy
 from halo.dsl.markers import holds_marker
 from halo.dsl.schema import json_schema
 from halo.dsl.trace import fault
-from halo.dsl.value_types import is_mapping, is_sequence, is_unknown
+from halo.dsl.value_types import (
+    bare,
+    element_type,
+    is_mapping,
+    is_sequence,
+    is_unknown,
+    list_of,
+)
 from halo.errors import ToolError
 from planner.logical import Json
 
@@ -52,6 +60,10 @@ class ToolSignature:
         """The signature of a Python function with resolved `hints`."""
         shape = inspect.signature(function)
         parameters = [p for p in shape.parameters.values() if p.name != IDEMPOTENCY_KEY]
+        if yields_rows(function):
+            arguments = typing.get_args(bare(hints.get("return", Any)))
+            rows = list_of(arguments[0] if arguments else Any)
+            hints = {**hints, "return": rows}
         return cls._of(tool, parameters, hints, IDEMPOTENCY_KEY in shape.parameters)
 
     @classmethod
@@ -149,23 +161,42 @@ class ToolSignature:
             ) from None
 
     def adapt(self, tool: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function` as the runtime calls it: JSON keyword arguments in, a JSON value out.
+        """`function` as the runtime calls it: JSON keyword arguments in, a JSON value out, or the
+        rows of one that it yields.
 
         Raises `ToolError` when an argument or the result does not fit its annotation.
         """
+        if inspect.isgeneratorfunction(function):
+
+            @functools.wraps(function)
+            def rows(**arguments: Any) -> Iterator[Json]:
+                args, kwargs = self._converted(tool, arguments)
+                for row in function(*args, **kwargs):
+                    yield self._json_of(tool, row, self._row_type)
+
+            return rows
+        if inspect.isasyncgenfunction(function):
+
+            @functools.wraps(function)
+            async def rows_async(**arguments: Any) -> AsyncIterator[Json]:
+                args, kwargs = self._converted(tool, arguments)
+                async for row in function(*args, **kwargs):
+                    yield self._json_of(tool, row, self._row_type)
+
+            return rows_async
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
             async def call_async(**arguments: Any) -> Json:
                 args, kwargs = self._converted(tool, arguments)
-                return self._result(tool, await function(*args, **kwargs))
+                return self._json_of(tool, await function(*args, **kwargs), self.returns)
 
             return call_async
 
         @functools.wraps(function)
         def call(**arguments: Any) -> Json:
             args, kwargs = self._converted(tool, arguments)
-            return self._result(tool, function(*args, **kwargs))
+            return self._json_of(tool, function(*args, **kwargs), self.returns)
 
         return call
 
@@ -192,17 +223,27 @@ class ToolSignature:
                 raise ToolError(f"{tool}: argument {name!r} is missing", tool=tool)
         return args, kwargs
 
-    def _result(self, tool: str, value: Any) -> Json:
+    @property
+    def _row_type(self) -> Any:
+        return element_type(self.returns)
+
+    def _json_of(self, tool: str, value: Any, type_: Any) -> Json:
+        """What a tool returned or yielded, as JSON of the declared type."""
         try:
-            if is_unknown(self.returns):
+            if is_unknown(type_):
                 return cast("Json", to_jsonable_python(value, by_alias=True))
-            adapter = TypeAdapter[Any](self.returns)
+            adapter = TypeAdapter[Any](type_)
             checked = adapter.validate_python(value)
             return cast("Json", adapter.dump_python(checked, mode="json", by_alias=True))
         except (ValidationError, PydanticSerializationError) as error:
             raise ToolError(
                 f"{tool} returned what its type does not allow: {error}", tool=tool
             ) from error
+
+
+def yields_rows(function: Callable[..., Any]) -> bool:
+    """Whether the function is a generator: its value is the list of what it yields."""
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
 
 
 def _holds_lazy(value: Any) -> bool:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from costmodel.tokens import BYTES_PER_TOKEN
 from costmodel.usage import Usage
+from runtime.errors import BackendError
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -110,6 +111,7 @@ class Capabilities:
         seeded: whether a seed decides what a sampled request draws.
         techniques: names of the attention techniques that may be asked for
             (`costmodel.techniques.named`).
+        open_prompts: whether `Backend.open_prompt` takes prompts that grow.
     """
 
     max_in_flight: int
@@ -127,8 +129,28 @@ class Capabilities:
     bytes_per_token: float = BYTES_PER_TOKEN
     seeded: bool = True
     warms: bool = False
+    open_prompts: bool = False
     notes: tuple[str, ...] = field(default=())
     techniques: tuple[str, ...] = ()
+
+
+class OpenPrompt(Protocol):
+    """A prompt whose last message is still coming in: see `Backend.open_prompt`. An error gives the
+    prompt up, and so does cancelling what waits for one of these methods."""
+
+    async def replace(self, text: str) -> None:
+        """`text` is the last message as far as it has come: longer than before, or another one.
+        Raises `BackendError` when that cannot be."""
+        ...
+
+    async def close(self, request: Request) -> Completion:
+        """The message is whole: answer `request`, the one that was opened but for its last message.
+        Raises only `BackendError`."""
+        ...
+
+    async def abandon(self) -> None:
+        """Give the prompt up: it holds no slot of the engine any more."""
+        ...
 
 
 class Backend(ABC):
@@ -170,6 +192,12 @@ class Backend(ABC):
         its last message's content. Returns the tokens computed for it; engines that cannot do this
         do nothing and return 0. Raises `BackendError`."""
         return 0
+
+    async def open_prompt(self, request: Request) -> OpenPrompt:
+        """Take a prompt whose last message is not whole, and prefill what there is of it until it
+        is closed. It gives way to requests that can answer. Raises `BackendError`, also on engines
+        whose `Capabilities.open_prompts` is false."""
+        raise BackendError(f"{self.name} takes no open prompts", backend=self.name)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of `text` for this model; an estimate unless the engine has a tokenizer."""

@@ -223,4 +223,5 @@ def together(each: Sequence[Capabilities]) -> Capabilities:
         choice=all(c.choice for c in each),
         tool_calls=all(c.tool_calls for c in each),
         seeded=all(c.seeded for c in each),
+        open_prompts=False,  # which replica a prompt goes to is decided when it is whole
     )

@@ -37,11 +37,18 @@ class Tools:
     made: Counter[str] = field(default_factory=Counter[str])
     writes: list[str] = field(default_factory=list[str])
 
-    async def call(self, name: str, arguments: Mapping[str, Json], site: CallSite) -> CallRecord:
+    async def call(
+        self, name: str, arguments: Mapping[str, Json], site: CallSite, listener: object = None
+    ) -> CallRecord:
         return await self._ask(f"tool {name} {canonical_json(dict(arguments))}", arguments, site)
 
     async def query(
-        self, op: Sql, text: str, params: Mapping[str, Json], site: CallSite
+        self,
+        op: Sql,
+        text: str,
+        params: Mapping[str, Json],
+        site: CallSite,
+        listener: object = None,
     ) -> CallRecord:
         words = query_effects(text).key or text
         asked = f"sql {op.database} {words} {op.max_rows} {canonical_json(dict(params))}"

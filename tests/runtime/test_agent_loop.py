@@ -125,7 +125,9 @@ class Tools:
         self.ended: list[Json] = []
         self.sites: list[CallSite] = []
 
-    async def call(self, name: str, arguments: Mapping[str, Json], site: CallSite) -> CallRecord:
+    async def call(
+        self, name: str, arguments: Mapping[str, Json], site: CallSite, listener: object = None
+    ) -> CallRecord:
         self.calls.append((name, arguments))
         self.sites.append(site)
         values: dict[str, Any] = dict(arguments)
@@ -137,7 +139,12 @@ class Tools:
         return CallRecord("", "tool", name, site.op, site.query, site.row_key, value)
 
     async def query(
-        self, op: Sql, text: str, params: Mapping[str, Json], site: CallSite
+        self,
+        op: Sql,
+        text: str,
+        params: Mapping[str, Json],
+        site: CallSite,
+        listener: object = None,
     ) -> CallRecord:
         raise NotImplementedError
 

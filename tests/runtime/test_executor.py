@@ -160,7 +160,9 @@ class Tools:
         self.sites: list[CallSite] = []
         self.writing = 0
 
-    async def call(self, name: str, arguments: Mapping[str, Json], site: CallSite) -> CallRecord:
+    async def call(
+        self, name: str, arguments: Mapping[str, Json], site: CallSite, listener: object = None
+    ) -> CallRecord:
         values = list(arguments.values())
         self.begun.append((name, site.row_index, values))
         self.sites.append(site)
@@ -175,7 +177,12 @@ class Tools:
         return CallRecord("", "tool", name, site.op, site.query, site.row_key, value)
 
     async def query(
-        self, op: Sql, text: str, params: Mapping[str, Json], site: CallSite
+        self,
+        op: Sql,
+        text: str,
+        params: Mapping[str, Json],
+        site: CallSite,
+        listener: object = None,
     ) -> CallRecord:
         raise NotImplementedError
 
@@ -547,7 +554,7 @@ def test_the_identity_of_a_write_is_its_place() -> None:
 def test_a_tool_that_changes_its_arguments_changes_no_other_row() -> None:
     class Vandal(Tools):
         async def call(
-            self, name: str, arguments: Mapping[str, Json], site: CallSite
+            self, name: str, arguments: Mapping[str, Json], site: CallSite, listener: object = None
         ) -> CallRecord:
             (value,) = arguments.values()
             assert isinstance(value, list)

@@ -142,7 +142,9 @@ class Tools:
         self.sites: list[CallSite] = []
         self.queries: list[tuple[str, Mapping[str, Json]]] = []
 
-    async def call(self, name: str, arguments: Mapping[str, Json], site: CallSite) -> CallRecord:
+    async def call(
+        self, name: str, arguments: Mapping[str, Json], site: CallSite, listener: object = None
+    ) -> CallRecord:
         values: list[Any] = list(arguments.values())
         self.begun.append((name, values))
         self.sites.append(site)
@@ -161,7 +163,12 @@ class Tools:
         return CallRecord("", "tool", name, site.op, site.query, site.row_key, value)
 
     async def query(
-        self, op: Sql, text: str, params: Mapping[str, Json], site: CallSite
+        self,
+        op: Sql,
+        text: str,
+        params: Mapping[str, Json],
+        site: CallSite,
+        listener: object = None,
     ) -> CallRecord:
         self.queries.append((text, params))
         return CallRecord("", "sql", "db", site.op, site.query, site.row_key, [{"n": 1}])

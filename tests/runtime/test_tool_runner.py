@@ -11,16 +11,18 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import duckdb
 import pydantic
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from costmodel.usage import OpMetrics
-from planner.logical import Effect, Json, Sql
+from planner.logical import Effect, Json, Sql, render_value
 from runtime.clock import LoopClock, new_event_loop
 from runtime.errors import DrainingError, ToolError, ToolTimeoutError
 from runtime.http_tool import HttpTools
@@ -37,6 +39,17 @@ T = TypeVar("T")
 def run(main: Callable[[], Coroutine[Any, Any, T]], virtual: bool = True) -> T:
     with asyncio.Runner(loop_factory=lambda: new_event_loop(virtual)) as runner:
         return runner.run(main())
+
+
+def json_values() -> st.SearchStrategy[Json]:
+    leaves = (
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    )
+    return st.recursive(
+        leaves | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+        max_leaves=5,
+    )
 
 
 class Desk:
@@ -524,6 +537,68 @@ def repeated() -> list[Any]:
 )
 def test_results_become_json(result: Any, value: Json) -> None:
     assert once(pure(lambda: result)) == value
+
+
+@pytest.mark.parametrize("runs", ["in a thread", "on the loop"])
+def test_the_value_of_a_generator_is_what_it_yields(runs: str) -> None:
+    def rows(n: int) -> Iterator[Any]:
+        yield from ({"day": datetime.date(2026, 1, day + 1)} for day in range(n))
+
+    async def rows_async(n: int) -> AsyncIterator[Any]:
+        for row in rows(n):
+            yield row
+
+    function = rows if runs == "in a thread" else rows_async
+    assert once(pure(function), n=2) == [{"day": "2026-01-01"}, {"day": "2026-01-02"}]
+    assert once(pure(function), n=0) == []
+
+
+def test_an_endless_generator_ends_at_the_size_of_a_result() -> None:
+    closed: list[bool] = []
+
+    def endless() -> Iterator[str]:
+        try:
+            while True:
+                yield "x" * 1_000_000
+        finally:
+            closed.append(True)
+
+    with pytest.raises(ToolError, match="at most 10,000,000"):
+        once(pure(endless, retries=0))
+    assert closed
+
+
+def test_a_listener_hears_the_rows_of_every_attempt_and_of_no_abandoned_one() -> None:
+    attempts: list[int] = []
+
+    def flaky(q: str) -> Iterator[str]:
+        attempts.append(1)
+        yield q
+        if len(attempts) == 1:
+            raise OSError("once")
+        yield "é"
+
+    async def main() -> None:
+        desk, heard = Desk(pure(flaky)), list[str]()
+        record = await desk.runner.call("f", {"q": "a"}, site(), lambda s: heard.append(s.text))
+        assert heard == ['["a"', '["a"', '["a", "é"']
+        assert render_value(record.value).startswith(heard[-1])
+        # A replayed or shared value has no rows to come.
+        await desk.runner.call("f", {"q": "a"}, site(1), lambda s: heard.append(s.text))
+        assert len(heard) == 3
+
+    run(main)
+
+
+@given(st.lists(json_values(), max_size=4))
+def test_rows_read_as_the_beginning_of_their_value(values: list[Json]) -> None:
+    async def main() -> None:
+        desk, heard = Desk(pure(lambda: (v for v in values))), list[str]()
+        record = await desk.runner.call("f", {}, site(), lambda s: heard.append(s.text))
+        assert len(heard) == len(values)
+        assert all(render_value(record.value).startswith(text) for text in heard)
+
+    run(main)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
@@ -23,8 +22,3 @@ def to_ints(tensor: torch.Tensor) -> list[int]:
 def to_floats(tensor: torch.Tensor) -> list[float]:
     """A one-dimensional tensor as a list."""
     return cast("list[float]", cast("Any", tensor).tolist())
-
-
-def to_ids(values: Any) -> npt.NDArray[np.int64]:
-    """Token ids or slots as an array."""
-    return np.asarray(values, np.int64)

@@ -96,7 +96,8 @@ class Merge:
         out, lse = part[0].float(), part[1]
         mine, sums = self._out[rows], self._lse[rows]
         total = torch.logaddexp(sums, lse)
-        mine = mine * (sums - total).exp()[..., None] + out * (lse - total).exp()[..., None]
+        # In place, where the rows follow on each other: what is put back then is there already.
+        mine.mul_((sums - total).exp_()[..., None]).addcmul_(out, (lse - total).exp_()[..., None])
         self._out[rows], self._lse[rows] = mine, total
 
     def result(self) -> torch.Tensor:

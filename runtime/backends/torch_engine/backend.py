@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -121,6 +122,7 @@ class TorchBackend(Backend):
             facts,
             options.max_in_flight,
             deterministic=options.exact,
+            open_prompts=torch_options.layer_groups is None,
         )
         n_layers = loaded.model.shape.n_layers
         self._selection: TokenSelection | None = None
@@ -205,6 +207,10 @@ class TorchBackend(Backend):
 
     def now_s(self) -> float:
         return self._clock.now_s()
+
+    def outside(self) -> AbstractContextManager[None]:
+        """Hold while the engine's thread works for the loop."""
+        return self._clock.outside()
 
     def encode(self, request: Request) -> list[int]:
         """The prompt in tokens."""

@@ -20,6 +20,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Job = dict[str, Any]
@@ -28,8 +29,6 @@ Generate = Callable[[list[list[int]], int], object]
 
 def torch_engine(job: Job) -> tuple[Generate, str]:
     """This package's engine."""
-    from pathlib import Path
-
     import torch
 
     from runtime.backends.torch_engine.engine import Engine, EngineConfig
@@ -104,6 +103,8 @@ def vllm(job: Job) -> tuple[Generate, str]:
     """vLLM's CPU build, prefix caching on."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # As many threads as OMP_NUM_THREADS says: by itself it leaves one core for its scheduler.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     library = importlib.import_module("vllm")
     engine = library.LLM(
         model=job["model"], dtype=job["precision"], enable_prefix_caching=True, max_num_seqs=64,
@@ -184,8 +185,21 @@ def llama_cpp(job: Job) -> tuple[Generate, str]:
 ENGINES = {e.__name__: e for e in (torch_engine, openvino, transformers, vllm, llama_cpp)}
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether the processor does, as far as it says. Elsewhere engines convert at every product,
+    which takes hours and tells nothing."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        flags = next((x for x in lines if x.startswith(("flags", "Features"))), "").split()
+    except OSError:
+        return True
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags)) or not flags
+
+
 def measure(engine: str, job: Job) -> dict[str, Any]:
     """Seconds of each repeat of each load, after one small request to warm up."""
+    if job["precision"] == "bfloat16" and not multiplies_bfloat16():
+        raise SystemExit("this processor has no bfloat16 products")
     begin_s = time.perf_counter()
     generate, version = ENGINES[engine](job)
     ready_s = time.perf_counter() - begin_s

@@ -10,6 +10,7 @@ refilled from it when requests come and go.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,7 +18,13 @@ import numpy as np
 import torch
 
 from runtime.backends.torch_engine.arrays import to_tensor
-from runtime.backends.torch_engine.attention import Merge, attend, attend_shared
+from runtime.backends.torch_engine.attention import (
+    Merge,
+    Part,
+    attend,
+    attend_shared,
+    rows_of,
+)
 from runtime.backends.torch_engine.kv_pool import KVPool
 from runtime.backends.torch_engine.radix import Ids
 from runtime.backends.torch_engine.sequence import SequenceState
@@ -40,17 +47,41 @@ class _Lane:
     length: int
 
 
+def _nothing() -> torch.Tensor:
+    return torch.empty(0, dtype=torch.int64)
+
+
 @dataclass(slots=True)
 class _Bucket:
-    """Lanes of one capacity. Lane i is row i of the tensors; the first `len(lanes)` are in use."""
+    """Lanes of one capacity. `k` and `v` are [layer, lane, kv head, token, dim]; the first
+    `len(lanes)` lanes are in use.
+
+    Of a step: `places` has where each lane's and head's new token goes, among the tokens of one
+    layer, and `mask` hides what is behind it.
+    """
 
     capacity: int
     k: torch.Tensor
     v: torch.Tensor
-    mask: torch.Tensor
     lanes: list[_Lane] = field(default_factory=list[_Lane])
-    flat: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    lengths: torch.Tensor = field(default_factory=_nothing)
+    places: torch.Tensor = field(default_factory=_nothing)
+    mask: torch.Tensor = field(default_factory=_nothing)
     longest: int = 0
+
+    def append(self) -> None:
+        """Make place for one more token in every lane."""
+        n, heads = len(self.lanes), self.k.shape[2]
+        device = self.lengths.device
+        first = torch.arange(0, n * heads * self.capacity, self.capacity, device=device)
+        self.places = (first.view(n, heads) + self.lengths[:, None]).flatten()
+        for lane in self.lanes:
+            lane.length += 1
+        self.longest += 1
+        behind = torch.arange(self.longest, device=device) > self.lengths[:, None, None, None]
+        self.mask = torch.zeros(behind.shape, dtype=self.k.dtype, device=device)
+        self.mask.masked_fill_(behind, -math.inf)
+        self.lengths += 1
 
 
 @dataclass(slots=True)
@@ -90,10 +121,7 @@ class DecodeBatch:
             self._rebuild(sequences)
             self._members = members
         for bucket in self._active:
-            bucket.mask.view(-1).index_fill_(0, bucket.flat, 0.0)
-            for lane in bucket.lanes:
-                lane.length += 1
-            bucket.longest += 1
+            bucket.append()
         self._slots = torch.tensor([s.private[-1] for s in self.rows], device=self._device)
         return self.rows
 
@@ -103,36 +131,27 @@ class DecodeBatch:
         self._pool.v[layer].index_copy_(0, self._slots, v)
         heads, dim = q.shape[1:]
         kv_heads = k.shape[1]
-        outs: list[torch.Tensor] = []
-        sums: list[torch.Tensor] = []
+        parts: list[Part] = []
         start = 0
         for bucket in self._active:
-            n = len(bucket.lanes)
+            n, longest = len(bucket.lanes), bucket.longest
             end = start + n
             keys, values = bucket.k[layer], bucket.v[layer]
-            keys.view(-1, kv_heads, dim).index_copy_(0, bucket.flat, k[start:end])
-            values.view(-1, kv_heads, dim).index_copy_(0, bucket.flat, v[start:end])
-            longest = bucket.longest
+            keys.view(-1, dim).index_copy_(0, bucket.places, k[start:end].reshape(-1, dim))
+            values.view(-1, dim).index_copy_(0, bucket.places, v[start:end].reshape(-1, dim))
             out, lse = attend(
                 q[start:end].view(n, kv_heads, heads // kv_heads, dim),
-                keys[:n, :longest].transpose(1, 2),
-                values[:n, :longest].transpose(1, 2),
-                mask=bucket.mask[:n, :, :, :longest],
+                keys[:n, :, :longest],
+                values[:n, :, :longest],
+                mask=bucket.mask,
             )
-            outs.append(out.reshape(n, heads, dim))
-            sums.append(lse.reshape(n, heads))
+            parts.append((out.reshape(n, heads, dim), lse.reshape(n, heads)))
             start = end
-        merge = Merge(
-            *((outs[0], sums[0]) if len(outs) == 1 else (torch.cat(outs), torch.cat(sums)))
-        )
+        outs, sums = zip(*parts, strict=True)
+        merge = Merge(*parts[0]) if len(parts) == 1 else Merge(torch.cat(outs), torch.cat(sums))
         for run in self._shared.values():
             merge.add(run.rows, attend_shared(q[run.rows], run.k[layer], run.v[layer]))
         return merge.result()
-
-    def finish_step(self) -> None:
-        """The step's keys are written: the next ones go behind them."""
-        for bucket in self._active:
-            bucket.flat += 1
 
     def clear(self) -> None:
         """Forget all lanes (the pool was reset)."""
@@ -192,8 +211,7 @@ class DecodeBatch:
         self.rows = [lane.sequence for bucket in self._active for lane in bucket.lanes]
         for bucket in self._active:
             lengths = [lane.length for lane in bucket.lanes]
-            flat = [i * bucket.capacity + n for i, n in enumerate(lengths)]
-            bucket.flat = torch.tensor(flat, device=self._device)
+            bucket.lengths = torch.tensor(lengths, device=self._device)
             bucket.longest = max(lengths)
 
     def _place_runs(self, shared: dict[Signature, tuple[tuple[int, ...], Ids]]) -> None:
@@ -201,9 +219,7 @@ class DecodeBatch:
         placed: dict[Signature, _SharedRun] = {}
         for signature, (who, slots) in shared.items():
             rows = sorted(row_of[uid] for uid in who)
-            index: slice | torch.Tensor = slice(rows[0], rows[-1] + 1)
-            if len(rows) != rows[-1] + 1 - rows[0]:
-                index = torch.tensor(rows, device=self._device)
+            index = rows_of([(row, row + 1) for row in rows], self._device)
             run = self._shared.get(signature)
             if run is None:
                 at = to_tensor(slots, self._device)
@@ -220,10 +236,8 @@ class DecodeBatch:
         bucket = self._bucket_with_room(capacity)
         i, n = len(bucket.lanes), len(slots)
         at = to_tensor(slots, self._device)
-        bucket.k[:, i, :n] = self._pool.k.index_select(1, at)
-        bucket.v[:, i, :n] = self._pool.v.index_select(1, at)
-        bucket.mask[i] = float("-inf")
-        bucket.mask[i, ..., :n] = 0.0
+        bucket.k[:, i, :, :n] = self._pool.k.index_select(1, at).transpose(1, 2)
+        bucket.v[:, i, :, :n] = self._pool.v.index_select(1, at).transpose(1, 2)
         bucket.lanes.append(_Lane(sequence, signature, n))
 
     def _drop_lane(self, bucket: _Bucket, lane: _Lane) -> None:
@@ -233,9 +247,8 @@ class DecodeBatch:
         if last is not lane:
             bucket.lanes[hole] = last
             j, n = len(bucket.lanes), last.length
-            bucket.k[:, hole, :n] = bucket.k[:, j, :n]
-            bucket.v[:, hole, :n] = bucket.v[:, j, :n]
-            bucket.mask[hole] = bucket.mask[j]
+            bucket.k[:, hole, :, :n] = bucket.k[:, j, :, :n]
+            bucket.v[:, hole, :, :n] = bucket.v[:, j, :, :n]
 
     def _bucket_with_room(self, capacity: int) -> _Bucket:
         """The bucket of `capacity` with a free row, made or enlarged where needed."""
@@ -244,14 +257,13 @@ class DecodeBatch:
         if old is not None and used < old.k.shape[1]:
             return old
         layers, _, heads, dim = self._pool.k.shape
-        size = (layers, max(4, 2 * used), capacity, heads, dim)
+        size = (layers, max(4, 2 * used), heads, capacity, dim)
         k, v = (
             torch.zeros(size, dtype=t.dtype, device=t.device) for t in (self._pool.k, self._pool.v)
         )
-        mask = torch.full((size[1], 1, 1, capacity), float("-inf"), dtype=k.dtype, device=k.device)
-        bucket = _Bucket(capacity, k, v, mask)
+        bucket = _Bucket(capacity, k, v)
         if old is not None:
-            k[:, :used], v[:, :used], mask[:used] = old.k, old.v, old.mask
+            k[:, :used], v[:, :used] = old.k, old.v
             bucket.lanes = old.lanes
         self._buckets[capacity] = bucket
         return bucket

@@ -189,6 +189,8 @@ class Engine:
         """Replace the prompt of an open request. What it has in common with the old one from the
         start stays computed. Returns how many computed tokens became useless (they stay as cache).
         Raises `BackendError` when it no longer fits; the request is then cancelled."""
+        if sequence.stage is Stage.DONE and sequence.error is None:
+            raise RequestRefusedError("the open prompt was given up")
         old, new = sequence.prompt, np.asarray(ids, np.int64)
         n = min(len(old), len(new))
         differ = np.flatnonzero(old[:n] != new[:n])

@@ -59,8 +59,6 @@ class Forward:
             else:
                 x = self.model.embed(ids)
                 x = self.model.run(x, self.model.rotation(positions), self._attend(n, plan))
-        if n:
-            self.decode.finish_step()
         if not wanted:
             return None, []
         if len(wanted) != len(x):

@@ -42,7 +42,11 @@ def fingerprint(model: Model, namespace: str = "") -> str:
     digest = hashlib.sha256(model.shape.digest().encode())
     digest.update(f"{model.precision} {namespace}".encode())
     rows = torch.linspace(0, model.shape.vocab_size - 1, 64, device=model.device).long()
-    samples = [model.embedding[rows], model.norm, *(m.input_norm for m in model.layers)]
+    samples = [
+        model.embedding[rows],
+        model.norm.weight,
+        *(m.input_norm.weight for m in model.layers),
+    ]
     for tensor in samples:
         digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]

@@ -13,11 +13,12 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
 
 
 class Linear(Protocol):
-    """`x @ weight.T + bias` for rows `x`; `weights` is the number of parameters."""
+    """`x @ weight.T + bias` for rows `x`, with `add` (of the result's shape) added where it is
+    given; `weights` is the number of parameters."""
 
     weights: int
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+    def __call__(self, x: torch.Tensor, *, add: torch.Tensor | None = None) -> torch.Tensor: ...
 
 
 class PlainLinear:
@@ -27,8 +28,9 @@ class PlainLinear:
         self.weights = weight.numel()
         self._weight, self._bias = weight, bias
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self._weight, self._bias)
+    def __call__(self, x: torch.Tensor, *, add: torch.Tensor | None = None) -> torch.Tensor:
+        y = F.linear(x, self._weight, self._bias)
+        return y if add is None else y + add
 
 
 class PackedLinear:
@@ -40,9 +42,12 @@ class PackedLinear:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight)
         self._bias = bias
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        product = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-        return cast("torch.Tensor", product)
+    def __call__(self, x: torch.Tensor, *, add: torch.Tensor | None = None) -> torch.Tensor:
+        product, w, b = torch.ops.mkldnn._linear_pointwise, self._weight, self._bias
+        if add is None:
+            return cast("torch.Tensor", product(x, w, b, "none", [], ""))
+        # Added while the result is in the processor's cache.
+        return cast("torch.Tensor", product.binary(x, add, w, b, "add"))
 
 
 class Int8Linear:
@@ -56,9 +61,10 @@ class Int8Linear:
         self._scale = scale[:, 0].to(weight.dtype)
         self._bias = bias
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, *, add: torch.Tensor | None = None) -> torch.Tensor:
         y: torch.Tensor = torch.ops.aten._weight_int8pack_mm(x, self._weight, self._scale)
-        return y if self._bias is None else y + self._bias
+        y = y if self._bias is None else y + self._bias
+        return y if add is None else y + add
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> tuple[Precision, str]:

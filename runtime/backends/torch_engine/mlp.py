@@ -29,9 +29,9 @@ class Mlp:
         self._gate_up, self._down = gate_up, down
         self.weights = gate_up.weights + down.weights
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, *, add: torch.Tensor | None = None) -> torch.Tensor:
         gate, up = self._gate_up(x).chunk(2, -1)
-        return self._down(F.silu(gate) * up)
+        return self._down(F.silu(gate).mul_(up), add=add)
 
 
 class MoeMlp:
@@ -45,7 +45,7 @@ class MoeMlp:
         # What a row is multiplied with; the bank that a call may have to read is larger.
         self.weights = router.weights + shape.top_k * experts[0].weights
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, *, add: torch.Tensor | None = None) -> torch.Tensor:
         odds = torch.softmax(self._router(x).float(), -1)
         weights, chosen = torch.topk(odds, self._shape.top_k, dim=-1)
         if self._shape.renormalize:
@@ -67,4 +67,4 @@ class MoeMlp:
             out.index_add_(0, rows[at], y * weights.flatten()[order[at], None])
             self._counters.expert_loads += 1
             self._counters.expert_loads_by_layer[self._layer] += 1
-        return out
+        return out if add is None else out + add

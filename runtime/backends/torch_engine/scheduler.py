@@ -34,7 +34,7 @@ class SchedulerConfig:
     Attributes:
         max_step_tokens: rows of a step, decodes and prompt tokens together.
         chunk_tokens: prompt tokens of one request in one step; None for the budget.
-        max_running: requests that hold KV at once.
+        max_running: requests that hold KV at once, open prompts not counted.
         layer_groups: with a number, prompts are prefilled whole, one group of layers a step
             (Layered Prefill); 0 chooses the number by prompt length; None is chunked prefill.
         cohort_tokens: prompt tokens prefilled together under layer groups.
@@ -214,7 +214,9 @@ class Scheduler:
         return budget
 
     def _admit(self, step: Step, budget: int) -> None:
-        room = self.config.max_running - len(self.prefilling) - len(self.decoding)
+        # Open prompts may wait for long: they take nobody's place.
+        prefilling = sum(not s.is_open for s in self.prefilling)
+        room = self.config.max_running - prefilling - len(self.decoding)
         if budget <= 0 or room <= 0 or not self.waiting:
             return
         window = self._by_longest_prefix()
@@ -235,7 +237,7 @@ class Scheduler:
                 budget -= self._take_chunk(step, sequence, budget)
             else:
                 break
-            room -= 1
+            room -= not sequence.is_open
             newest = max(newest, sequence.uid)
         for sequence in window:
             if sequence.stage is Stage.WAITING and sequence.uid < newest:

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from runtime.backends.base import Completion, Request
 from runtime.backends.torch_engine.engine import Engine
@@ -20,6 +20,8 @@ from runtime.backends.torch_engine.worker import EngineThread
 
 if TYPE_CHECKING:
     from runtime.backends.torch_engine.backend import TorchBackend
+
+T = TypeVar("T")
 
 
 class PromptSession:
@@ -35,6 +37,8 @@ class PromptSession:
         self._backend, self._thread, self._request = backend, thread, request
         self._text = request.messages[-1].content
         self._answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        # A step that breaks down may end it before anybody waits.
+        self._answer.add_done_callback(lambda answer: answer.cancelled() or answer.exception())
         self._place: list[SequenceState] = []
         self.invalidated_tokens = 0
 
@@ -45,7 +49,7 @@ class PromptSession:
         session = cls(backend, thread, request)
         first = backend.to_generation(request, session._stable_ids())
         deliver = thread.deliver_to(session._answer)
-        await thread.call(
+        await session._tell(
             lambda engine: session._place.append(engine.submit(first, deliver, is_open=True))
         )
         return session
@@ -57,27 +61,42 @@ class PromptSession:
     async def replace(self, text: str) -> None:
         """Another text of the last message. Raises `BackendError` when it no longer fits."""
         self._text = text
-        ids = self._stable_ids()
-        self.invalidated_tokens += await self._thread.call(self._update(ids))
+        self.invalidated_tokens += await self._tell(self._update(self._stable_ids()))
 
-    async def close(self) -> Completion:
-        """The message is whole: wait for the answer. Cancelling ends the session."""
+    async def close(self, request: Request | None = None) -> Completion:
+        """The message is whole, as it is here or in `request`: wait for the answer."""
         start_s = self._backend.now_s()
-        request = self._current(self._text)
-        ids = self._backend.encode(request)
+        request = request or self._current(self._text)
+        update = self._update(self._backend.encode(request))
 
         def finish(engine: Engine) -> int:
-            dropped = self._update(ids)(engine)
+            dropped = update(engine)
             engine.close_prompt(self._place[0])
             return dropped
 
-        self.invalidated_tokens += await self._thread.call(finish)
-        result = await self._thread.settle(self._answer, self._place)
+        self.invalidated_tokens += await self._tell(finish)
+        with self._backend.outside():
+            result = await self._thread.settle(self._answer, self._place)
         return self._backend.to_completion(request, result, start_s)
 
     async def abandon(self) -> None:
         """Give the prompt up; what was prefilled stays as cache."""
-        await self._thread.call(lambda engine: engine.cancel(self._place[0]))
+        self._answer.cancel()
+        await self._tell(self._cancel)
+
+    async def _tell(self, function: Callable[[Engine], T]) -> T:
+        """`function` of the engine, between two steps. When the wait is cancelled, so is the
+        prompt."""
+        with self._backend.outside():
+            try:
+                return await self._thread.call(function)
+            except asyncio.CancelledError:
+                self._thread.post(self._cancel)
+                raise
+
+    def _cancel(self, engine: Engine) -> None:
+        for sequence in self._place:
+            engine.cancel(sequence)
 
     def _update(self, ids: list[int]) -> Callable[[Engine], int]:
         return lambda engine: engine.update_prompt(self._place[0], ids)

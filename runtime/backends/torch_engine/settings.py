@@ -59,7 +59,11 @@ def cache_tokens(facts: ModelFacts) -> int:
 
 
 def capabilities(
-    facts: ModelFacts, max_in_flight: int | None, *, deterministic: bool
+    facts: ModelFacts,
+    max_in_flight: int | None,
+    *,
+    deterministic: bool,
+    open_prompts: bool = True,
 ) -> Capabilities:
     """What the engine offers with a model."""
     return Capabilities(
@@ -72,6 +76,7 @@ def capabilities(
         deterministic=deterministic,
         cache_tokens=cache_tokens(facts),
         techniques=("fastkv", "swiftkv"),
+        open_prompts=open_prompts,
     )
 
 

@@ -16,7 +16,7 @@ from runtime.backends.torch_engine.arrays import to_tensor
 from runtime.backends.torch_engine.attention import attend
 from runtime.backends.torch_engine.kv_pool import KVPool
 from runtime.backends.torch_engine.linear import Linear, make_linear
-from runtime.backends.torch_engine.model import Model, Rotation, rms_norm, rotate
+from runtime.backends.torch_engine.model import Model, RmsNorm, Rotation, rotate
 from runtime.backends.torch_engine.scheduler import kept_tokens
 from runtime.backends.torch_engine.sequence import SequenceState, TokenSelection
 
@@ -152,7 +152,7 @@ class LateKV:
         self._first = swiftkv.keep_layers
         late = model.layers[swiftkv.keep_layers :]
         self._norm = late[0].input_norm if late else None
-        self._sets: list[tuple[Linear, torch.Tensor | None]] = []
+        self._sets: list[tuple[Linear, RmsNorm | None]] = []
         for start in range(0, len(late), swiftkv.group):
             layers = late[start : start + swiftkv.group]
             weight = torch.stack([torch.cat(m.qkv_weight[1:]).float() for m in layers]).mean(0)
@@ -179,12 +179,12 @@ class LateKV:
         """For each set of later layers, keys (rotated) and values of all rows."""
         assert self._norm is not None
         s = self._shape
-        x = rms_norm(x, self._norm, s.norm_eps)
+        x = self._norm(x)
         pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
         for linear, k_norm in self._sets:
             k, v = linear(x).view(-1, 2, s.n_kv_heads, s.head_dim).unbind(1)
             if k_norm is not None:
-                k = rms_norm(k, k_norm, s.norm_eps)
+                k = k_norm(k)
             pairs.append((rotate(k, rotation), v))
             self._model.counters.linear_flops += 2 * len(x) * linear.weights
         return pairs
@@ -194,9 +194,9 @@ class LateKV:
         block = self._model.layers[layer]
         s = self._shape
         linear = self._queries[layer - self._first]
-        q = linear(rms_norm(x, block.input_norm, s.norm_eps)).view(-1, s.n_heads, s.head_dim)
+        q = linear(block.input_norm(x)).view(-1, s.n_heads, s.head_dim)
         if block.q_norm is not None:
-            q = rms_norm(q, block.q_norm, s.norm_eps)
+            q = block.q_norm(q)
         weights = linear.weights + block.out.weights + block.mlp.weights
         self._model.counters.linear_flops += 2 * len(x) * weights
         return rotate(q, rotation)

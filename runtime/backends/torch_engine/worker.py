@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from runtime.backends.torch_engine.engine import Engine
@@ -26,7 +27,7 @@ class EngineThread:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
-        self._orders: deque[Callable[[], None]] = deque()
+        self._orders: deque[Callable[[], object]] = deque()
         self._wake = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="halo-torch", daemon=True)
@@ -51,8 +52,7 @@ class EngineThread:
         try:
             return await answer
         except asyncio.CancelledError:
-            with contextlib.suppress(BackendError):  # closed: it has been given up already
-                self._order(lambda: self._engine.cancel(place[0]) if place else None)
+            self.post(lambda engine: engine.cancel(place[0]) if place else None)
             raise
 
     def deliver_to(self, answer: asyncio.Future[Result]) -> Callable[[SequenceState], None]:
@@ -77,6 +77,11 @@ class EngineThread:
 
         self._order(run)
         return await answer
+
+    def post(self, function: Callable[[Engine], object]) -> None:
+        """As `call`, for nobody who waits. Nothing when closed: all has been given up then."""
+        with contextlib.suppress(BackendError):
+            self._order(partial(function, self._engine))
 
     def tell_loop(self, callback: Callable[[], None]) -> Callable[[], None]:
         """`callback`, made safe to be called in the engine's thread."""
@@ -118,7 +123,7 @@ class EngineThread:
 
     # ---- between the two
 
-    def _order(self, order: Callable[[], None]) -> None:
+    def _order(self, order: Callable[[], object]) -> None:
         with self._wake:
             if self._closed:
                 raise BackendError("the engine has been closed", backend=ENGINE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -132,6 +133,39 @@ def test_an_async_tool_stays_async() -> None:
     call = fetch.spec.function
     assert call is not None and asyncio.iscoroutinefunction(call)
     assert asyncio.run(call(url="x", limit=3)) == "xxx"
+
+
+def test_a_generator_is_a_list_of_typed_rows() -> None:
+    @halo.tool(pure=True)
+    def places(country: str) -> Iterator[Place]:
+        """Its cities."""
+        yield from (Place(city=city, country=country) for city in ("Utrecht", "Delft"))
+
+    @halo.tool(pure=True)
+    async def cities(country: str) -> AsyncIterator[str]:
+        for place in places(country):
+            yield place.city
+
+    @halo.tool(pure=True)
+    def numbers() -> Iterator[int]:
+        yield "no number"  # type: ignore[misc]
+
+    @halo.workflow
+    def shown(country: str) -> dict[str, Any]:
+        found = places(country)
+        return {"first": found[0].city, "all": f"{found}", "cities": cities(country)}
+
+    assert [place.city for place in places("NL")] == ["Utrecht", "Delft"]
+    expected = {
+        "first": "Utrecht",
+        "all": '[{"city": "Utrecht", "country": "NL"}, {"city": "Delft", "country": "NL"}]',
+        "cities": ["Utrecht", "Delft"],
+    }
+    assert shown("NL") == expected  # at once
+    (value,) = halo.run(shown, [{"country": "NL"}], engine="simulated").values()
+    assert value == expected
+    with pytest.raises(ToolError, match="numbers returned what its type does not allow"):
+        list(numbers.spec.function())  # type: ignore[misc]
 
 
 def test_positional_only_parameters() -> None:

@@ -234,6 +234,26 @@ def test_a_cancelled_request_leaves_room_for_others(run: Run) -> None:
     run(check)
 
 
+def test_an_open_prompt_is_answered_as_a_whole_one_or_refused(run: Run) -> None:
+    async def check(backend: Backend, clock: Clock) -> None:
+        (message,) = GREEDY.messages
+        begun = replace(GREEDY, messages=(replace(message, content="Name"),))
+        if not backend.capabilities.open_prompts:
+            with pytest.raises(BackendError, match="open prompts"):
+                await backend.open_prompt(begun)
+            return
+        whole = await backend.generate(GREEDY)
+        prompt = await backend.open_prompt(begun)
+        await prompt.replace("Name a river")
+        grown = await prompt.close(GREEDY)
+        assert (grown.text, grown.finish_reason) == (whole.text, whole.finish_reason)
+        assert grown.usage.output_tokens == whole.usage.output_tokens
+        given_up = await backend.open_prompt(begun)
+        await given_up.abandon()
+
+    run(check)
+
+
 def test_text_is_counted_in_tokens(run: Run) -> None:
     async def check(backend: Backend, clock: Clock) -> None:
         assert backend.count_tokens("") == 0

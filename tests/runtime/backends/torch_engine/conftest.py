@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny_models
 import torch
-
-from runtime.backends.torch_engine.model import Model
-
-ANSWER_TOKENS = 10
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """A checkpoint, this engine's model of it, prompts, and the reference's greedy answers."""
-
-    family: str
-    directory: Path
-    model: Model
-    prompts: list[list[int]]
-    answers: list[list[int]]
+from tiny_models import ANSWER_TOKENS, Tiny
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,7 +28,7 @@ def tiny_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def get(family: str) -> Tiny:
         if family not in made:
             directory = tmp_path_factory.mktemp(family)
-            reference = tiny_models.save(family, directory)
+            reference = tiny_models.reference(tiny_models.save(family, directory))
             prompts = tiny_models.prompts()
             answers = [tiny_models.greedy(reference, p, ANSWER_TOKENS) for p in prompts]
             model = tiny_models.load(directory, keep_projections=True)

@@ -6,10 +6,10 @@ import random
 
 import numpy as np
 import pytest
-from conftest import ANSWER_TOKENS, Tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from test_exactness import engine_of
+from tiny_models import ANSWER_TOKENS, Tiny
 
 from runtime.backends.torch_engine.engine import StepMetrics
 from runtime.backends.torch_engine.radix import RadixTree

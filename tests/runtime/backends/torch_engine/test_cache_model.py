@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable
 
 import pytest
-from conftest import Tiny
 from test_exactness import engine_of
+from tiny_models import Tiny
 
 from costmodel.radix_cache import RadixCache
 from runtime.backends.torch_engine.sequence import GenerationRequest

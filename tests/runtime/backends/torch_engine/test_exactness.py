@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from conftest import ANSWER_TOKENS, Tiny
+from tiny_models import ANSWER_TOKENS, Tiny
 
 from runtime.backends.torch_engine.engine import Engine, EngineConfig
 from runtime.backends.torch_engine.scheduler import SchedulerConfig

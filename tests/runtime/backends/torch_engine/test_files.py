@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from conftest import Tiny
 from gguf import GGMLQuantizationType
 from safetensors.torch import load_file, save_file
 from test_exactness import answers_of, engine_of
 from tiny_checkpoint import write_checkpoint
 from tiny_gguf import write_gguf
+from tiny_models import Tiny
 
 from runtime.backends.torch_engine.engine import Engine, EngineConfig
 from runtime.backends.torch_engine.loading import find_model, load_model

@@ -1,14 +1,22 @@
-"""The same answers on CUDA as on the CPU."""
+"""The same answers on CUDA as on the CPU.
+
+Needs torch, numpy, safetensors and pytest, so that it also runs on a machine with little else:
+
+    PYTHONPATH=.:tests/runtime/backends/torch_engine \\
+        python -m pytest --noconftest -m gpu tests/runtime/backends/torch_engine/test_gpu.py
+"""
 
 from __future__ import annotations
 
+import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import tiny_models
 import torch
-from conftest import ANSWER_TOKENS, Tiny
+from tiny_models import ANSWER_TOKENS, Tiny
 
 from runtime.backends.torch_engine.engine import Engine, EngineConfig
 from runtime.backends.torch_engine.kv_transfer import export_prefix, import_prefix
@@ -20,6 +28,27 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
 ]
+
+
+@pytest.fixture(scope="module")
+def tiny_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
+    """As elsewhere, but with the answers of this engine on the CPU, which other tests compare with
+    the reference's."""
+
+    @functools.cache
+    def get(family: str) -> Tiny:
+        directory = tiny_models.save(family, tmp_path_factory.mktemp(family))
+        model, prompts = tiny_models.load(directory), tiny_models.prompts()
+        engine = Engine(model, lambda: 0.0, EngineConfig(2_000))
+        answers = engine.generate([GenerationRequest(p, ANSWER_TOKENS) for p in prompts])
+        return Tiny(family, directory, model, prompts, [a.ids for a in answers])
+
+    return get
+
+
+@pytest.fixture
+def tiny(tiny_of: Callable[[str], Tiny]) -> Tiny:
+    return tiny_of("qwen3")
 
 
 def cuda_engine(tiny: Tiny, max_kv_tokens: int = 2_000, **options: Any) -> Engine:

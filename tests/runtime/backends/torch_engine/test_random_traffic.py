@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import ANSWER_TOKENS, Tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_exactness import engine_of
+from tiny_models import ANSWER_TOKENS, Tiny
 
 from runtime.backends.torch_engine.scheduler import SchedulerConfig
 from runtime.backends.torch_engine.sequence import GenerationRequest, SequenceState, Stage

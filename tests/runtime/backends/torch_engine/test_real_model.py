@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ANSWER_TOKENS
+from tiny_models import ANSWER_TOKENS
 
 from runtime.backends.base import Message, Request
 from runtime.backends.torch_engine.engine import Engine, EngineConfig

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from conftest import Tiny
 from test_exactness import engine_of
+from tiny_models import Tiny
 
 from runtime.backends.torch_engine.sampling import chosen_logprobs, sample
 from runtime.backends.torch_engine.scheduler import SchedulerConfig

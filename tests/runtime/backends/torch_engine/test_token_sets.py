@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from conftest import ANSWER_TOKENS, Tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from test_exactness import engine_of
+from tiny_models import ANSWER_TOKENS, Tiny
 
 from runtime.backends.torch_engine.engine import Engine, EngineConfig
 from runtime.backends.torch_engine.errors import RequestRefusedError

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_models
-from conftest import ANSWER_TOKENS, Tiny
 from test_exactness import engine_of
+from tiny_models import ANSWER_TOKENS, Tiny
 
 from runtime.backends.torch_engine.kv_transfer import (
     KVTransferError,
