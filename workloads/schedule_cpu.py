@@ -1,11 +1,11 @@
 """Two copies of a model in two processes on one machine: the chosen schedule, measured.
 
-    python -m workloads.schedule_cpu --engine local --model smollm2-135m-instruct --out result.json
+    python -m workloads.schedule_cpu --engine torch --model smollm2-135m-instruct --out result.json
 
-The same batch is run by one engine, and by two engines under `auto`, `round-robin` (operators dealt
-to the engines in turn) and `min-switch`, interleaved, `--repeat` times each. Engines are opened and
-warmed up before anything is timed. Two engines share the machine's cores: give each its share with
-`--threads`.
+The same batch is run by two engines under `auto`, `round-robin` (operators dealt to the engines in
+turn) and `min-switch`, and by one engine alone, `--repeat` times each and in turn. Engines are
+opened once and warmed up before anything is timed; what is timed is the run with its planning left
+out. Two engines share the machine's cores: give each its share with `--threads`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import halo
+
+SCHEDULERS = ("auto", "round-robin", "min-switch")
+ALONE = "one engine"
 
 lm = halo.Model()
 
@@ -36,7 +39,7 @@ def review(question: str) -> str:
 
 
 def rows(n: int, salt: int) -> list[dict[str, str]]:
-    """Different questions for each run, so that no run finds another one's prefixes."""
+    """`n` questions; another `salt` gives others."""
     return [{"question": f"Case {salt}-{i}: is plan {i} better than plan {i + 1}?"}
             for i in range(n)]  # fmt: skip
 
@@ -45,21 +48,26 @@ def measure(
     engine: str, model: str, n_rows: int, repeat: int, threads: int | None
 ) -> dict[str, Any]:
     """Seconds of each way to run the batch, and the calls that each engine got."""
-    ways: dict[str, dict[str, Any]] = {
-        "one engine": {"engine": engine},
-        "auto": {"workers": (engine, engine), "scheduler": "auto"},
-        "round-robin": {"workers": (engine, engine), "scheduler": "round-robin"},
-        "min-switch": {"workers": (engine, engine), "scheduler": "min-switch"},
-    }
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    seconds: dict[str, list[float]] = {way: [] for way in (*SCHEDULERS, ALONE)}
     requests: dict[str, dict[str, int]] = {}
-    salt = 0
-    common: dict[str, Any] = {"model": model, "threads": threads} if threads else {"model": model}
-    for way, settings in ways.items():
-        with halo.Session(**common, **settings) as session:
-            session.run(review, rows(4, 10_000 + salt))
-            for _ in range(repeat):
-                salt += 1
+    common: dict[str, Any] = {"model": model}
+    if threads:
+        common["threads"] = threads
+    with (
+        halo.Session(**common, workers=(engine, engine)) as pair,
+        halo.Session(**common, engine=engine) as alone,
+    ):
+        for session in (pair, alone):
+            session.run(review, rows(4, 0))
+        order = list(seconds)
+        for turn in range(repeat):
+            # Another one goes first each time: what drifts on the machine meets all alike.
+            for way in order[turn % len(order) :] + order[: turn % len(order)]:
+                session = alone if way == ALONE else pair
+                if way != ALONE:
+                    session.config = session.config.model_copy(update={"scheduler": way})
+                # Every run has questions of its own, so that none finds another one's prefixes.
+                salt = 1 + turn * len(order) + order.index(way)
                 prepared = session.prepare(review, rows(n_rows, salt))
                 began = time.perf_counter()
                 result = session.run_prepared(prepared)
@@ -74,6 +82,7 @@ def measure(
         "seconds": {way: [round(s, 3) for s in times] for way, times in seconds.items()},
         "median_s": {way: round(s, 3) for way, s in medians.items()},
         "round_robin_over_auto": round(medians["round-robin"] / medians["auto"], 3),
+        "one_engine_over_auto": round(medians[ALONE] / medians["auto"], 3),
         "requests": requests,
     }
 
