@@ -4,8 +4,9 @@
 
 The same batch is run by two engines under `auto`, `round-robin` (operators dealt to the engines in
 turn) and `min-switch`, and by one engine alone, `--repeat` times each and in turn. Engines are
-opened once and warmed up before anything is timed; what is timed is the run with its planning left
-out. Two engines share the machine's cores: give each its share with `--threads`.
+started once, each a process of its own (`halo models serve`), and warmed up before anything is
+timed; what is timed is the run, with its planning left out. Two engines share the machine's cores:
+give each its share with `--threads`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import halo
 
-SCHEDULERS = ("auto", "round-robin", "min-switch")
-ALONE = "one engine"
+ALONE = "alone"
+WAYS = ("auto", "round-robin", "min-switch", ALONE)
 
 lm = halo.Model()
 
@@ -44,22 +48,44 @@ def rows(n: int, salt: int) -> list[dict[str, str]]:
             for i in range(n)]  # fmt: skip
 
 
+@contextmanager
+def served(engine: str, model: str, threads: int) -> Iterator[str]:
+    """An engine in a process of its own; its name for Halo. Raises `RuntimeError` when it does not
+    start."""
+    command = [sys.executable, "-c", "from halo.cli import main; main()", "models", "serve", model]
+    command += ["--engine", engine, "--port", "0", "--threads", str(threads)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        _, separator, address = line.strip().rpartition(" at ")
+        if not separator:
+            raise RuntimeError(f"{' '.join(command)} did not start; it said {line!r}")
+        yield f"openai={address}"
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
 def measure(
-    engine: str, model: str, n_rows: int, repeat: int, threads: int | None
+    engine: str, model: str, n_rows: int, repeat: int, threads: int, ways: Sequence[str] = WAYS
 ) -> dict[str, Any]:
     """Seconds of each way to run the batch, and the calls that each engine got."""
-    seconds: dict[str, list[float]] = {way: [] for way in (*SCHEDULERS, ALONE)}
-    requests: dict[str, dict[str, int]] = {}
-    common: dict[str, Any] = {"model": model}
-    if threads:
-        common["threads"] = threads
-    with (
-        halo.Session(**common, workers=(engine, engine)) as pair,
-        halo.Session(**common, engine=engine) as alone,
-    ):
-        for session in (pair, alone):
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    requests: dict[str, list[int]] = {}
+    with ExitStack() as stack:
+        began = time.perf_counter()
+        engines = [stack.enter_context(served(engine, model, threads)) for _ in range(2)]
+        pair = stack.enter_context(halo.Session(model=model, workers=tuple(engines)))
+        alone = stack.enter_context(halo.Session(model=model, engine=engines[0]))
+        for session in (pair, alone) if ALONE in ways else (pair,):
             session.run(review, rows(4, 0))
-        order = list(seconds)
+        print(f"ready after {time.perf_counter() - began:.0f} s", file=sys.stderr)
+        order = list(ways)
         for turn in range(repeat):
             # Another one goes first each time: what drifts on the machine meets all alike.
             for way in order[turn % len(order) :] + order[: turn % len(order)]:
@@ -72,7 +98,7 @@ def measure(
                 began = time.perf_counter()
                 result = session.run_prepared(prepared)
                 seconds[way].append(time.perf_counter() - began)
-                requests[way] = dict(result.engine_requests)
+                requests[way] = sorted(result.engine_requests.values(), reverse=True)
                 print(f"{way}: {seconds[way][-1]:.2f} s {requests[way]}", file=sys.stderr)
     medians = {way: statistics.median(times) for way, times in seconds.items()}
     return {
@@ -81,8 +107,7 @@ def measure(
         "rows": n_rows,
         "seconds": {way: [round(s, 3) for s in times] for way, times in seconds.items()},
         "median_s": {way: round(s, 3) for way, s in medians.items()},
-        "round_robin_over_auto": round(medians["round-robin"] / medians["auto"], 3),
-        "one_engine_over_auto": round(medians[ALONE] / medians["auto"], 3),
+        "over_auto": {way: round(s / medians["auto"], 3) for way, s in medians.items()},
         "requests": requests,
     }
 
@@ -95,11 +120,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="of each engine")
+    parser.add_argument("--way", action="append", choices=WAYS, help="auto and these; default: all")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     result = measure(
-        arguments.engine, arguments.model, arguments.rows, arguments.repeat, arguments.threads
-    )
+        arguments.engine, arguments.model, arguments.rows, arguments.repeat, arguments.threads,
+        tuple(dict.fromkeys(("auto", *(arguments.way or WAYS)))),
+    )  # fmt: skip
     text = json.dumps(result, indent=2)
     if arguments.out:
         arguments.out.write_text(text + "\n")

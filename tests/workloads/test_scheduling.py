@@ -38,6 +38,7 @@ from workloads.gpu.schedule_reality import (
     workload_of,
 )
 from workloads.gpu.schedule_records import RawFile, evaluate, read_raw, spearman
+from workloads.schedule_bench import gap
 from workloads.schedule_instances import small_instance
 from workloads.schedule_report import page
 from workloads.shapes import SHAPES, trading
@@ -353,6 +354,21 @@ def test_runs_take_workloads_in_turn_and_the_chosen_schedule_early() -> None:
         assert sum(p.scheduler == "auto" for p in first_half) == 3
         seen = {(p.workload_name, p.scheduler) for p in order[begin : begin + 15]}
         assert len(seen) == 15
+
+
+def test_what_is_proven_once_is_not_solved_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = gap(1, limit_s=60.0, steps=3, threads=1)
+    assert first["proven"] == 1 and first["mean_gap"] >= 0
+
+    def solve_exactly(*_: Any, **__: Any) -> Any:
+        raise AssertionError("solved again")
+
+    monkeypatch.setattr("workloads.schedule_bench.solve_exactly", solve_exactly)
+    again = gap(1, steps=3, known=first["rows"])
+    assert again["rows"][0]["optimum_s"] == first["rows"][0]["optimum_s"]
+    assert again["mean_gap"] == first["mean_gap"]
+    with pytest.raises(AssertionError, match="solved again"):
+        gap(1, steps=3, known=[{**first["rows"][0], "proven": False}])
 
 
 def test_results_become_a_page_with_a_picture(tmp_path: Path) -> None:
