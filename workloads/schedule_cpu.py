@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def rows(n: int, salt: int) -> list[dict[str, str]]:
 
 
 @contextmanager
-def served(engine: str, model: str, threads: int) -> Iterator[str]:
+def served(engine: str, model: str, threads: int) -> Generator[str]:
     """An engine in a process of its own; its name for Halo. Raises `RuntimeError` when it does not
     start."""
     command = [sys.executable, "-c", "from halo.cli import main; main()", "models", "serve", model]
