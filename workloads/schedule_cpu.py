@@ -102,6 +102,7 @@ def measure(
                 print(f"{way}: {seconds[way][-1]:.2f} s {requests[way]}", file=sys.stderr)
     medians = {way: statistics.median(times) for way, times in seconds.items()}
     return {
+        "workload": "schedule-cpu",
         "engine": engine,
         "model": model,
         "rows": n_rows,

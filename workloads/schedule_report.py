@@ -162,10 +162,12 @@ def reality(result: dict[str, Any], _: Path) -> list[str]:
     lines = [
         "## Against reality (measured on servers)",
         "",
-        f"{result['pairs']} pairs of workload and schedule. Rank correlation of simulated and "
-        f"measured makespans: **{result['rank_correlation']}**. Median absolute error "
+        f"{result['measured_on']}. {result['pairs']} pairs of workload and schedule in "
+        f"{result['runs']} runs. Rank correlation of simulated and measured makespans: "
+        f"**{result['rank_correlation']}** (goal 0.9). Median absolute error "
         f"{_percent(result['median_absolute_error'])}. The chosen schedule over the measured best, "
-        f"worst workload: **{result['chosen_over_best_worst']}**.",
+        f"worst workload: **{result['chosen_over_best_worst']}** (goal 1.05). Repeats of one pair "
+        f"differ by {_percent(result['median_spread_of_repeats'])} (median).",
         "",
         "| workload | schedule | predicted s | measured s |",
         "|---|---|---|---|",
@@ -176,6 +178,26 @@ def reality(result: dict[str, Any], _: Path) -> list[str]:
     return lines
 
 
+def cpu(result: dict[str, Any], _: Path) -> list[str]:
+    """Two engines on one machine without an accelerator."""
+    lines = [
+        "## Two engines on one processor (measured)",
+        "",
+        f"{result['rows']} rows of five calls, model {result['model']}, engine {result['engine']}, "
+        "each engine a process of its own; medians of the runs beside them.",
+        "",
+        "| schedule | seconds | over auto | calls of each engine | runs |",
+        "|---|---|---|---|---|",
+    ]
+    for way, times in result["seconds"].items():
+        calls = " and ".join(map(str, result["requests"][way]))
+        lines.append(
+            f"| {way} | {result['median_s'][way]} | {result['over_auto'][way]} | {calls} | "
+            f"{', '.join(map(str, times))} |"
+        )
+    return lines
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any], Path], list[str]]] = {
     "schedule-gap": gap,
     "schedule-shapes": shapes,
@@ -183,6 +205,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any], Path], list[str]]] = {
     "schedule-anytime": anytime,
     "simulator": simulator,
     "schedule-reality": reality,
+    "schedule-cpu": cpu,
 }
 
 

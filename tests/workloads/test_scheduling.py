@@ -381,9 +381,16 @@ def test_results_become_a_page_with_a_picture(tmp_path: Path) -> None:
     )
     runs = [run_record("W1", "auto", 1.0, 1.1), run_record("W1", "greedy", 2.0, 2.0)]
     (tmp_path / "b.json").write_text(json.dumps(evaluate(runs)))
+    measured_here = {
+        "workload": "schedule-cpu", "engine": "torch", "model": "m", "rows": 8,
+        "seconds": {"auto": [2.0], "alone": [3.0]}, "median_s": {"auto": 2.0, "alone": 3.0},
+        "over_auto": {"auto": 1.0, "alone": 1.5}, "requests": {"auto": [20, 20], "alone": [40]},
+    }  # fmt: skip
+    (tmp_path / "d.json").write_text(json.dumps(measured_here))
     output = tmp_path / "page.md"
-    text = page([tmp_path / "a.json", tmp_path / "b.json"], output)
+    text = page([tmp_path / f"{name}.json" for name in "abd"], output)
     assert "| W1 <1> | 1 | 1.0 | 10.0 | 1.000 |" in text
+    assert "| alone | 3.0 | 1.5 | 40 | 3.0 |" in text
     assert "Rank correlation" in text and "| W1 | auto | 1.0 | 1.1 |" in text
     svg = (tmp_path / "page-anytime.svg").read_text()
     assert svg.startswith("<svg") and "W1 &lt;1&gt;" in svg
