@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf, isnan
 
 from costmodel.errors import ProfileError
 
@@ -112,6 +113,11 @@ class Workload:
             values = getattr(self, name)
             if values is not None and len(values) != len(self.group_rows):
                 raise ProfileError(f"{name} has {len(values)} values for {len(self.group_rows)}")
+            # A deadline may be infinite, or before the arrival: then it is missed, and said so.
+            deadline = name == "deadline_s"
+            for value in values or ():
+                if isnan(value) or (not deadline and not 0 <= value < inf):
+                    raise ProfileError(f"{name} of a group is {value}, which no group can have")
 
     @property
     def rows(self) -> int:

@@ -19,13 +19,15 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKMNOPQRSTUVWXYZ0123456789"
 TEXT_COLUMNS = 72
 MAX_RECTANGLES = 4000
 MAX_LEVELS = 12
-ROW_HEIGHT, LEVEL_HEIGHT, LABEL_WIDTH, CHART_WIDTH = 18, 7, 190, 960
+ROW_HEIGHT, LEVEL_HEIGHT, LABEL_WIDTH, CHART_WIDTH = 20, 7, 240, 960
+FONT_SIZE, LETTER_WIDTH = 11, 6.7
+FONT = f'font-family="ui-monospace, Menlo, Consolas, monospace" font-size="{FONT_SIZE}"'
+"""The width that labels are given room for is that of this font."""
 
 _STYLE = """
 body { font: 14px/1.5 system-ui, sans-serif; margin: 1.5rem; color: #1b1f24; background: #fff; }
 pre { font: 12px/1.45 ui-monospace, monospace; overflow-x: auto; }
 svg { max-width: 100%; height: auto; }
-svg text { font: 11px ui-monospace, monospace; fill: #1b1f24; }
 """
 
 
@@ -85,21 +87,29 @@ def gantt_svg(charts: Sequence[Chart]) -> str:
         y += 8
         places = chart.by_place()
         total = sum(len(spans) for spans in places.values()) or 1
+        top = y
         for place, spans in places.items():
             share = max(20, budget * len(spans) // total)
-            drawn = _levels(_thinned(spans, share, end_s))
-            levels = max((level for _, level in drawn), default=0) + 1
-            height = max(ROW_HEIGHT, levels * LEVEL_HEIGHT + 4)
-            parts.append(f'<text x="4" y="{y + 13}">{escape(_short(place))}</text>')
+            drawn = _side_by_side(_thinned(spans, share, end_s))
+            most = max((of for _, _, of in drawn), default=1)
+            height = max(ROW_HEIGHT, most * LEVEL_HEIGHT + 4)
+            busy = _union_s(spans) / chart.end_s if chart.end_s else 0.0
             parts.append(
+                f'<text x="4" y="{y + 13}">{escape(_short(place))}</text>'
+                f'<text x="{LABEL_WIDTH - 6}" y="{y + 13}" text-anchor="end">{busy:.0%}</text>'
                 f'<rect x="{LABEL_WIDTH}" y="{y}" width="{CHART_WIDTH}" height="{height - 3}" '
                 'fill="#f3f6fa"/>'
             )
-            step = (height - 4) / levels
-            parts.extend(
-                _rectangle(span, y + level * step, step, end_s, colors) for span, level in drawn
-            )
+            boxes = [_box(span, level, of, y, height - 4, end_s) for span, level, of in drawn]
+            parts.extend(map(_rectangle, boxes, (_fill(box.span, colors) for box in boxes)))
+            parts.extend(_names(boxes))
             y += height
+        # Lines over the rectangles, so that times can be read off long bars too.
+        for i in range(1, 5):
+            x = LABEL_WIDTH + CHART_WIDTH * i / 5
+            parts.append(
+                f'<path d="M{x:.0f} {top}V{y - 3}" stroke="#1b1f24" stroke-opacity=".18"/>'
+            )
     y += 14
     for i in range(6):
         x = LABEL_WIDTH + CHART_WIDTH * i / 5
@@ -109,21 +119,26 @@ def gantt_svg(charts: Sequence[Chart]) -> str:
         )
     y += 10
     x = 4
-    for label, color in colors.items():
-        width = 24 + 7 * min(30, len(label))
+    legend = dict(colors)
+    if any(span.kind == "load" for chart in charts for span in chart.spans):
+        legend = {"load of a model": "url(#load)", **legend}
+    for label, color in legend.items():
+        text = _short(label, 30)
+        width = round(28 + LETTER_WIDTH * len(text))
         if x + width > LABEL_WIDTH + CHART_WIDTH:
             x, y = 4, y + 16
         parts.append(f'<rect x="{x}" y="{y}" width="10" height="10" fill="{color}"/>')
-        parts.append(f'<text x="{x + 14}" y="{y + 9}">{escape(_short(label, 30))}</text>')
+        parts.append(f'<text x="{x + 14}" y="{y + 9}">{escape(text)}</text>')
         x += width
     height = y + 20
     width = LABEL_WIDTH + CHART_WIDTH + 8
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}" role="img">'
+        f'viewBox="0 0 {width} {height}" role="img" fill="#1b1f24" {FONT}>'
         '<defs><pattern id="load" width="6" height="6" patternUnits="userSpaceOnUse" '
-        'patternTransform="rotate(45)"><rect width="6" height="6" fill="#d5d9df"/>'
-        '<rect width="3" height="6" fill="#8a97a8"/></pattern></defs>' + "".join(parts) + "</svg>"
+        'patternTransform="rotate(45)"><rect width="6" height="6" fill="#e4e7eb"/>'
+        '<rect width="2" height="6" fill="#b4becb"/></pattern></defs>'
+        f'<rect width="{width}" height="{height}" fill="#fff"/>' + "".join(parts) + "</svg>"
     )
 
 
@@ -251,11 +266,21 @@ def _thinned(spans: Sequence[Span], limit: int, end_s: float) -> list[Span]:
         found = sorted(merged, key=lambda s: s.start_s)
 
 
-def _levels(spans: Sequence[Span]) -> list[tuple[Span, int]]:
-    """Overlapping spans on levels of their own, at most `MAX_LEVELS`."""
+def _side_by_side(spans: Sequence[Span]) -> list[tuple[Span, int, int]]:
+    """(span, level, levels): spans that overlap, directly or through others, are on levels of their
+    own, at most `MAX_LEVELS`, and share the height; a span alone has all of it."""
+    placed: list[tuple[Span, int, int]] = []
+    together: list[tuple[Span, int]] = []
     ends: list[float] = []
-    placed: list[tuple[Span, int]] = []
+
+    def close() -> None:
+        placed.extend((span, level, len(ends)) for span, level in together)
+        together.clear()
+        ends.clear()
+
     for span in spans:
+        if ends and span.start_s >= max(ends) - 1e-9:
+            close()
         level = next((i for i, end in enumerate(ends) if end <= span.start_s + 1e-9), None)
         if level is None:
             if len(ends) < MAX_LEVELS:
@@ -264,14 +289,32 @@ def _levels(spans: Sequence[Span]) -> list[tuple[Span, int]]:
             else:
                 level = min(range(MAX_LEVELS), key=lambda i: ends[i])
         ends[level] = max(ends[level], span.end_s)
-        placed.append((span, level))
+        together.append((span, level))
+    close()
     return placed
 
 
-def _rectangle(span: Span, y: float, height: float, end_s: float, colors: dict[str, str]) -> str:
-    x = LABEL_WIDTH + CHART_WIDTH * span.start_s / end_s
-    width = max(0.6, CHART_WIDTH * (span.end_s - span.start_s) / end_s)
-    fill = "url(#load)" if span.kind == "load" else colors[span.label]
+@dataclass(frozen=True, slots=True)
+class _Box:
+    """Where a span is drawn."""
+
+    span: Span
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def _box(span: Span, level: int, levels: int, y: float, height: float, end_s: float) -> _Box:
+    left = LABEL_WIDTH + CHART_WIDTH * span.start_s / end_s
+    right = max(left + 0.6, LABEL_WIDTH + CHART_WIDTH * span.end_s / end_s)
+    step = height / levels
+    top = y + level * step
+    return _Box(span, left, top, right, top + max(1.0, step - 1))
+
+
+def _rectangle(box: _Box, fill: str) -> str:
+    span = box.span
     words = [f"{span.kind if span.kind == 'load' else ''} {span.label}".strip()]
     if span.group >= 0:
         words.append(f"rows group {span.group}")
@@ -281,9 +324,57 @@ def _rectangle(span: Span, y: float, height: float, end_s: float, colors: dict[s
         words.append(f"{span.hit_tokens / span.prompt_tokens:.0%} of the prompt found")
     words.append(f"{span.start_s:.3f} to {span.end_s:.3f} s")
     return (
-        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{max(1.0, height - 1):.1f}" '
-        f'fill="{fill}"><title>{escape(", ".join(words))}</title></rect>'
+        f'<rect x="{box.left:.1f}" y="{box.top:.1f}" width="{box.right - box.left:.1f}" '
+        f'height="{box.bottom - box.top:.1f}" fill="{fill}">'
+        f"<title>{escape(', '.join(words))}</title></rect>"
     )
+
+
+def _fill(span: Span, colors: dict[str, str]) -> str:
+    return "url(#load)" if span.kind == "load" else colors[span.label]
+
+
+def _names(boxes: Sequence[_Box]) -> list[str]:
+    """The names of operations and loads on what is drawn, where there is room: where boxes of one
+    name and no other make up a field that holds it."""
+    fields: list[list[_Box]] = []
+    last: dict[tuple[str, str], int] = {}
+    for box in boxes:
+        key = (box.span.kind, box.span.label)
+        at = last.get(key)
+        if at is not None and box.left <= max(b.right for b in fields[at][-MAX_LEVELS:]) + 1:
+            fields[at].append(box)
+        else:
+            last[key] = len(fields)
+            fields.append([box])
+    texts: list[str] = []
+    for field in fields:
+        label = _short(field[0].span.label, 30)
+        need = LETTER_WIDTH * len(label) + 6
+        # The widest part that all levels of the field cover.
+        levels: dict[float, tuple[float, float]] = {}
+        for box in field:
+            left, right = levels.get(box.top, (box.left, box.right))
+            levels[box.top] = (min(left, box.left), max(right, box.right))
+        left = max(left for left, _ in levels.values())
+        right = min(right for _, right in levels.values())
+        top, bottom = min(levels), max(box.bottom for box in field)
+        if right - left < need or bottom - top < FONT_SIZE + 2:
+            continue
+        mine = {id(box) for box in field}
+        if any(
+            box.left < left + need and box.right > left and box.top < bottom and box.bottom > top
+            for box in boxes
+            if id(box) not in mine
+        ):
+            continue
+        y = (top + bottom) / 2 + FONT_SIZE / 2 - 1.5
+        # A light edge keeps the letters apart from the lines between boxes.
+        texts.append(
+            f'<text x="{left + 4:.1f}" y="{y:.1f}" stroke="#fff" stroke-opacity=".65" '
+            f'stroke-width="2.5" paint-order="stroke">{escape(label)}</text>'
+        )
+    return texts
 
 
 def _short(text: str, limit: int = 26) -> str:

@@ -42,7 +42,7 @@ class Objective:
             raise PlanError(f"percentile is {self.percentile}; it must be in (0, 100]")
         for name in ("deadline_s", "budget"):
             value = getattr(self, name)
-            if value is not None and value < 0:
+            if value is not None and not value >= 0:
                 raise PlanError(f"{name} is {value}; it cannot be kept, it must be >= 0")
 
     def score(self, simulation: Simulation, workload: Workload) -> float:

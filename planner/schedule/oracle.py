@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from costmodel.simulator.assignment import Assignment
@@ -430,10 +431,19 @@ class _Model:
         run = self.problem.simulate(hint, timeline=True)
         self.m.add(self.makespan <= _ticks(run.makespan_s) + len(self.start))
         names = {op.name: i for i, op in enumerate(self.problem.workload.operations)}
+        began: dict[int, float] = {}
         for span in run.timeline:
             if span.kind in ("calls", "tool"):
                 item = names[span.label] * self.groups + span.group
-                self.m.add_hint(self.start[item], _ticks(span.start_s))
+                began[item] = min(span.start_s, began.get(item, span.start_s))
+        for item, start_s in began.items():
+            self.m.add_hint(self.start[item], _ticks(start_s))
+        for w, arcs in enumerate(self.arcs):
+            mine = [n for n, it in enumerate(self.items) if hint.worker[it.item] == w]
+            mine.sort(key=lambda n: began.get(self.items[n].item, 0.0))
+            follows = set(pairwise(mine))
+            for n, k, literal in arcs:
+                self.m.add_hint(literal, int((n, k) in follows))
         for n, it in enumerate(self.items):
             for w in self.problem.workers_for[it.model]:
                 self.m.add_hint(self.on[n, w], int(hint.worker[it.item] == w))

@@ -247,8 +247,8 @@ class Problem:
         return clusters
 
     def lower_bound_s(self) -> float:
-        """No schedule ends before: the critical path of one row, or the least work spread over
-        all workers without a switch. Decoding cannot be faster than the largest batch makes it."""
+        """No schedule ends before: the critical path of one row, or the calls of a tool lane at its
+        limit. Work on models is not counted, since nobody knows how much of it caches save."""
         ops, machine = self.workload.operations, self.machine
         path = max(self.remaining_s, default=0.0) if self.workload.rows else 0.0
         lanes = [0.0] * len(machine.lanes)

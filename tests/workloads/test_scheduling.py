@@ -38,6 +38,7 @@ from workloads.gpu.schedule_reality import (
     workload_of,
 )
 from workloads.gpu.schedule_records import RawFile, evaluate, read_raw, spearman
+from workloads.schedule_bench import gap
 from workloads.schedule_instances import small_instance
 from workloads.schedule_report import page
 from workloads.shapes import SHAPES, trading
@@ -355,6 +356,21 @@ def test_runs_take_workloads_in_turn_and_the_chosen_schedule_early() -> None:
         assert len(seen) == 15
 
 
+def test_what_is_proven_once_is_not_solved_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = gap(1, limit_s=60.0, steps=3, threads=1)
+    assert first["proven"] == 1 and first["mean_gap"] >= 0
+
+    def solve_exactly(*_: Any, **__: Any) -> Any:
+        raise AssertionError("solved again")
+
+    monkeypatch.setattr("workloads.schedule_bench.solve_exactly", solve_exactly)
+    again = gap(1, steps=3, known=first["rows"])
+    assert again["rows"][0]["optimum_s"] == first["rows"][0]["optimum_s"]
+    assert again["mean_gap"] == first["mean_gap"]
+    with pytest.raises(AssertionError, match="solved again"):
+        gap(1, steps=3, known=[{**first["rows"][0], "proven": False}])
+
+
 def test_results_become_a_page_with_a_picture(tmp_path: Path) -> None:
     curve = [
         {"budget_s": 0.1, "planning_s": 0.1, "makespan_s": 12.0, "over_best": 1.2},
@@ -365,9 +381,16 @@ def test_results_become_a_page_with_a_picture(tmp_path: Path) -> None:
     )
     runs = [run_record("W1", "auto", 1.0, 1.1), run_record("W1", "greedy", 2.0, 2.0)]
     (tmp_path / "b.json").write_text(json.dumps(evaluate(runs)))
+    measured_here = {
+        "workload": "schedule-cpu", "engine": "torch", "model": "m", "rows": 8,
+        "seconds": {"auto": [2.0], "alone": [3.0]}, "median_s": {"auto": 2.0, "alone": 3.0},
+        "over_auto": {"auto": 1.0, "alone": 1.5}, "requests": {"auto": [20, 20], "alone": [40]},
+    }  # fmt: skip
+    (tmp_path / "d.json").write_text(json.dumps(measured_here))
     output = tmp_path / "page.md"
-    text = page([tmp_path / "a.json", tmp_path / "b.json"], output)
+    text = page([tmp_path / f"{name}.json" for name in "abd"], output)
     assert "| W1 <1> | 1 | 1.0 | 10.0 | 1.000 |" in text
+    assert "| alone | 3.0 | 1.5 | 40 | 3.0 |" in text
     assert "Rank correlation" in text and "| W1 | auto | 1.0 | 1.1 |" in text
     svg = (tmp_path / "page-anytime.svg").read_text()
     assert svg.startswith("<svg") and "W1 &lt;1&gt;" in svg

@@ -408,6 +408,23 @@ class TestBadInput:
         with pytest.raises(SimulationError, match="waits for itself"):
             simulate(workload, one_worker(engine()), backwards)
 
+    def test_a_cycle_through_two_workers(self) -> None:
+        # Each worker's own order is sound: one does row 0's second call before row 1's first, the
+        # other row 1's second before row 0's first. Together they wait for each other.
+        workload = Workload((call("a"), call("b", 0)), (1, 1))
+        workers = tuple(WorkerSpec(f"w{i}", {"m": engine()}, 1e12, ("m",)) for i in range(2))
+        placement, priority = [0, 1, 1, 0], [1.0, 1.0, 0.0, 0.0]
+        strict = Assignment(placement, priority, order="strict")
+        with pytest.raises(SimulationError, match=r"4 items can never start .*waits for itself"):
+            simulate(workload, Machine(workers), strict)
+        soft = replace(strict, order="soft")
+        assert simulate(workload, Machine(workers), soft).calls == 4
+
+    def test_a_barrier_that_waits_for_what_is_behind_it(self) -> None:
+        workload = Workload((call("a"), call("b", 0)), (2,))
+        with pytest.raises(SimulationError, match="waits for itself"):
+            simulate(workload, one_worker(engine()), plan(workload, stage=[1, 0]))
+
     def test_items_without_a_worker_and_lanes_that_are_missing(self) -> None:
         workload = Workload((call("a"),), (1,))
         with pytest.raises(SimulationError, match="has no worker"):
@@ -432,6 +449,10 @@ class TestBadInput:
             lambda: Workload((call("a"),), (-1,)),
             lambda: Workload((call("a", own=-5),), (1,)),
             lambda: Workload((call("a"),), (1,), arrival_s=(0.0, 1.0)),
+            lambda: Workload((call("a"),), (1,), arrival_s=(-1.0,)),
+            lambda: Workload((call("a"),), (1,), arrival_s=(float("inf"),)),
+            lambda: Workload((call("a"),), (1,), priority=(-1.0,)),
+            lambda: Workload((call("a"),), (1,), deadline_s=(float("nan"),)),
             lambda: Workload((Operation("t", ToolWork("tools", -1.0)),), (1,)),
             lambda: engine(max_running=0),
             lambda: engine(load_s=-1.0),

@@ -8,6 +8,7 @@ import pytest
 from small_problems import call, diamond, engine, random_problem, ticking
 
 from costmodel.simulator import (
+    Assignment,
     Machine,
     Operation,
     ToolLaneSpec,
@@ -24,7 +25,7 @@ from planner.schedule.families import earliest_end, model_pools, rows_everywhere
 from planner.schedule.objective import Objective
 from planner.schedule.orders import ORDERS
 from planner.schedule.problem import Problem
-from planner.schedule.schedule import Schedule
+from planner.schedule.schedule import Schedule, Search
 
 
 def plan(problem: Problem, method: str = "auto", steps: int = 40) -> Schedule:
@@ -212,6 +213,9 @@ class TestObjectives:
             Objective("speed")  # type: ignore[arg-type]
         with pytest.raises(PlanError, match="deadline_s is -1"):
             Objective(deadline_s=-1)
+        for limit in ("deadline_s", "budget"):
+            with pytest.raises(PlanError, match=f"{limit} is nan"):
+                Objective(**{limit: float("nan")})  # type: ignore[arg-type]
         with pytest.raises(PlanError, match="percentile"):
             Objective("percentile_latency", percentile=0)
 
@@ -244,6 +248,17 @@ class TestBadInput:
         problem = diamond(n_workers=1, memory=10e9 + 1e5 * 50)
         with pytest.raises(PlanError, match=r"no schedule can run this plan.*KV cache"):
             plan(problem)
+
+    def test_a_cycle_through_placements_is_no_schedule(self) -> None:
+        operations = (call("a", "m"), call("b", "m", 0))
+        workers = tuple(WorkerSpec(f"w{i}", {"m": engine()}, 1e12) for i in range(2))
+        problem = Problem(Workload(operations, (1, 1)), Machine(workers))
+        search = Search(problem, lambda: 0.0)
+        cyclic = Assignment([0, 1, 1, 0], [1.0, 1.0, 0.0, 0.0], order="strict")
+        assert search.score(cyclic, "by hand") == float("inf")
+        with pytest.raises(PlanError, match=r"no schedule can run this plan.*waits for itself"):
+            search.schedule()
+        assert plan(problem).simulation.calls == 4
 
     def test_a_missing_tool_lane(self) -> None:
         with pytest.raises(PlanError, match="tool lane 'http'"):
