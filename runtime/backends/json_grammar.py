@@ -110,7 +110,7 @@ class _Grammar:
         if "$ref" in node:
             return self._reference(node)
         if "const" in node or "enum" in node:
-            return self._values([node["const"]] if "const" in node else node["enum"], name)
+            return self._values([node["const"]] if "const" in node else list(node["enum"]), name)
         for union in ("anyOf", "oneOf"):
             if union in node:
                 if len(node) > 1:
@@ -145,10 +145,10 @@ class _Grammar:
             found = cast("dict[str, Any]", found)[step]
         return self._rule(found)
 
-    def _values(self, values: Any, name: str) -> str:
-        if not isinstance(values, list) or not values:
+    def _values(self, values: list[Any], name: str) -> str:
+        if not values:
             raise _UnsupportedError
-        texts = [json.dumps(value, ensure_ascii=False) for value in cast("list[Any]", values)]
+        texts = [json.dumps(value, ensure_ascii=False) for value in values]
         first, *rest = tree_rules(texts, f"{name}v")
         self._rules.extend(rest)
         return first.partition(" ::= ")[2]
@@ -212,8 +212,8 @@ class _Grammar:
             raise _UnsupportedError
         if most is None or most > MOST_LENGTH:
             return "string" if not least else f'"\\"" char{{{min(least, MOST_LENGTH)},}} "\\""'
-        # What is left after the least, in tens and a rest: the engine's time to compile a bound grows
-        # with its square, and tens keep it small. Each length has at least one way.
+        # What is left after the least, in tens and a rest: the engine's time to compile a bound
+        # grows with its square, and tens keep it small. Each length has at least one way.
         free = most - least
         tens = max(0, (free - 9) // 10)
         parts = [f"char{{{least}}}"] if least else []
