@@ -170,7 +170,7 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
             print(f"no pressure: the cache has {capacity} tokens", file=sys.stderr)
     return {
         "engine": f"sglang {info.get('version', '')}".strip(),
-        "command": " ".join(sys.argv),
+        "command": " ".join(["python -m workloads.gpu.cache_counts_sglang", *sys.argv[1:]]),
         "results": results,
     }
 
