@@ -20,8 +20,8 @@ import halo
 MIN_README_CHARS = 400
 README_CHARS = 300
 """What a row carries of a README: enough to say what the package does, short enough for a CPU."""
-PITCH_CHARS = 100
-REASON_CHARS = 90
+PITCH_CHARS = 150
+REASON_CHARS = 120
 """Bounds that the engine enforces while decoding: a small model ends a sentence in time only when
 it must, and an answer cut by its token limit is no JSON."""
 
@@ -82,7 +82,7 @@ def card(name: str, readme: str) -> Card:
         f"{case_of(name, readme)}Fill in the catalogue card: the category that fits what it does, "
         "and a pitch of at most 12 words that says who needs it.",
         out=Card,
-        max_tokens=80,
+        max_tokens=96,
         name="card",
     )
 
@@ -111,7 +111,7 @@ def panel(name: str, readme: str) -> Verdict:
         "You are the judge: adopt, try or avoid it? Say whose argument is strongest, and your "
         "reason in at most 10 words.",
         out=Verdict,
-        max_tokens=80,
+        max_tokens=96,
         name="judge",
     )
 

@@ -67,7 +67,7 @@ def quoted(text: str) -> str:
 def _character(character: str) -> str:
     if character.isascii() and (character.isalnum() or character in " ,.;:!?_-"):
         return character
-    if character in "\"\\":
+    if character in '"\\':
         return f"\\{character}"
     code = ord(character)
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

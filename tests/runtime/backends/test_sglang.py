@@ -295,6 +295,7 @@ def test_the_number_of_calls_follows_the_servers_queue(server: FaultServer, fold
     server.behave = lambda number, body: "stall"
     server.load = {
         "num_running_reqs": 3, "num_waiting_reqs": 40, "num_waiting_uncached_tokens": 400_000,
+        "token_usage": 0.95,
     }  # fmt: skip
     changes: list[int] = []
     changed = asyncio.Event()
