@@ -39,7 +39,7 @@ def accepts(schema: dict[str, Any] | str, text: str) -> bool:
     return matcher.try_consume_tokens(data) == len(data) and matcher.is_accepting()
 
 
-GOOD = {
+GOOD: dict[str, Any] = {
     "parts": [
         {"name": "bolt M4", "weight": -1.5, "kind": "ab"},
         {"name": "", "weight": None, "kind": "b"},
