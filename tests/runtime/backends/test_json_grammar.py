@@ -70,6 +70,7 @@ def test_other_documents_are_not(change: dict[str, Any]) -> None:
 
 def test_there_is_no_free_whitespace_and_no_end_before_the_end() -> None:
     text = json.dumps(GOOD)
+    assert accepts(schema_json(Whole), text)
     assert not accepts(schema_json(Whole), json.dumps(GOOD, indent=1))
     assert not accepts(schema_json(Whole), text + " ")
     assert not accepts(schema_json(Whole), text[:-1])
