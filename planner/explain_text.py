@@ -178,7 +178,7 @@ def calls_saved(total: OpMetrics, merged: int = 0) -> str:
     Example:
         >>> calls_saved(OpMetrics(requested=300, made=180, shared=90, replayed=30))
         'calls requested 300, made 180: 90 saved by sharing equal calls, 30 replayed'
-        >>> calls_saved(OpMetrics(requested=5, made=5), merged=2)[:42]
+        >>> calls_saved(OpMetrics(requested=5, made=5), merged=2)[:43]
         'calls 2 saved by merging queries; requested'
     """
     before = f"{whole(merged)} saved by merging queries; " if merged else ""
