@@ -136,9 +136,8 @@ class PteRates:
             >>> plain(0.00625).turn(4000, 200)
             9000.0
         """
-        return self.prefill(context_tokens, cached_tokens) + self.decode(
-            context_tokens, decode_tokens
-        )
+        kv, own = self.decode_parts(context_tokens, decode_tokens)
+        return self.prefill(context_tokens, cached_tokens) + (kv + own)
 
 
 def plain(gamma: float, *, growth: bool = False, name: str = "given gamma") -> PteRates:
@@ -186,8 +185,7 @@ class Turn(NamedTuple):
     dropped_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class TurnCost:
+class TurnCost(NamedTuple):
     """What a turn cost, three ways and by cause.
 
     Attributes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import heapq
 from array import array
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,13 +87,15 @@ class Tally:
         if totals.measured is not None:
             self.measured_traces += 1
             self.measured_pte += totals.measured
-        for turn, priced in zip(trace.turns, view.turns, strict=True):
+        for priced in view.turns:
             if priced.cached_tokens is not None:
                 self.cached_known_calls += 1
                 self.cached_tokens += priced.cached_tokens
                 self.cached_known_prompt_tokens += priced.context_tokens
-            _count(self.origins, f"prompt {turn.prompt_origin}")
-            _count(self.origins, f"completion {turn.completion_origin}")
+        origins = Counter((turn.prompt_origin, turn.completion_origin) for turn in trace.turns)
+        for (prompt, completion), number in origins.items():
+            _count(self.origins, f"prompt {prompt}", number)
+            _count(self.origins, f"completion {completion}", number)
         _count(self.models, trace.model or "(no model named)")
         _count(self.formats, trace.format)
         for note in trace.notes:
@@ -225,8 +228,8 @@ class Tally:
         return cls(**fields)
 
 
-def _count(counts: dict[str, int], name: str) -> None:
-    counts[name] = counts.get(name, 0) + 1
+def _count(counts: dict[str, int], name: str, number: int = 1) -> None:
+    counts[name] = counts.get(name, 0) + number
 
 
 def _add(mine: dict[str, float], theirs: dict[str, float]) -> None:

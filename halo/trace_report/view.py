@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from costmodel.pte import PteRates, PteTotals, TurnCost, fresh_share, price, total
 from costmodel.pte import Turn as PricedTurn
 from halo.trace_report.answers import is_failure
-from halo.trace_report.words import running_words, words
+from halo.trace_report.word_places import WordPlaces, find_word_places
 from halo.traces.counting import priced_turns
 from halo.traces.record import Message, ToolCall, Trace
 
@@ -43,26 +43,6 @@ class CallAt:
         if isinstance(arguments, dict):
             return " ".join(_SORTED_JSON.encode(arguments).split())
         return " ".join((self.call.arguments_text or str(arguments)).split())
-
-
-@dataclass(frozen=True, slots=True)
-class WordPlaces:
-    """What tool answers brought into a trace, of the words that the model writes.
-
-    Attributes:
-        brought_at: the turn with whose answers a word came in. Words that the model wrote first, or
-            that a prompt had, are missing.
-        brought: the words that an answer brought, if any, by its turn and place among the inputs:
-            the model writes them, then or later, and nothing before this turn's answers had them.
-        repeats: turn and place of tool answers that have no word which is new to the context,
-            whether the model writes it or not.
-        outputs: words of each turn's answer, calls included.
-    """
-
-    brought_at: dict[str, int]
-    brought: dict[tuple[int, int], Set[str]]
-    repeats: Set[tuple[int, int]]
-    outputs: list[frozenset[str]]
 
 
 @dataclass
@@ -150,40 +130,8 @@ class View:
 
     @cached_property
     def word_places(self) -> WordPlaces:
-        """Where words that the model writes come from. Texts can be long: each is cut into its
-        words once, and they meet those of others as whole sets."""
-        outputs = [_output_words(turn.output) for turn in self.trace.turns]
-        met: set[str] = set()
-        unmet = set[str]().union(*outputs)  # written by the model, and met nowhere yet
-        brought_at: dict[str, int] = {}
-        brought: dict[tuple[int, int], Set[str]] = {}
-        repeats: set[tuple[int, int]] = set()
-        for place, (turn, output) in enumerate(zip(self.trace.turns, outputs, strict=True)):
-            for message in turn.inputs:
-                if message.role != "tool":
-                    found = running_words(message.text)
-                    met.update(found)
-                    unmet.difference_update(found)
-            # Answers of one turn are side by side: none of them is before another.
-            answers: list[Collection[str]] = []
-            answered: set[str] = set()
-            for number, message in enumerate(turn.inputs):
-                if message.role == "tool":
-                    found = running_words(message.text)
-                    answers.append(found)
-                    if met.issuperset(found):
-                        repeats.add((place, number))
-                    new = unmet.intersection(found)
-                    if new:
-                        brought[place, number] = new
-                        answered |= new
-            for found in answers:
-                met.update(found)
-            brought_at.update(dict.fromkeys(answered, place))
-            met |= output
-            unmet -= answered
-            unmet -= output
-        return WordPlaces(brought_at, brought, repeats, outputs)
+        """Where the words of its texts come from."""
+        return find_word_places(self.trace.turns)
 
     def is_failure(self, message: Message) -> bool:
         """Whether a tool answer reports a failure, judged once."""
@@ -191,12 +139,6 @@ class View:
         if known is None:
             known = self._failures[id(message)] = is_failure(message)
         return known
-
-
-def _output_words(output: Message) -> frozenset[str]:
-    texts = [output.text, output.reasoning]
-    texts += [call.arguments_text or str(call.arguments or "") for call in output.calls]
-    return words("\n".join(texts))
 
 
 def _answered(waiting: Sequence[tuple[int, ToolCall]], call_id: str) -> int | None:

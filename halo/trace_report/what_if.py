@@ -31,14 +31,11 @@ class Scenarios:
 
 def capped(view: View, cap_tokens: int) -> list[Turn]:
     """The turns with tool answers of at most `cap_tokens` tokens."""
-    cuts = [
-        sum(
-            max(0.0, message.tokens - cap_tokens)
-            for message in turn.inputs
-            if message.role == "tool"
-        )
-        for turn in view.trace.turns
-    ]
+    cuts = [0.0] * len(view.turns)
+    for place, turn in enumerate(view.trace.turns):
+        for message in turn.inputs:
+            if message.role == "tool" and message.tokens > cap_tokens:
+                cuts[place] += message.tokens - cap_tokens
     return _shrunk(view.turns, cuts)
 
 

@@ -112,13 +112,16 @@ def priced_turns(trace: Trace) -> list[PricedTurn]:
     what came before starts a segment of its own: a compaction or an edited history."""
     priced: list[PricedTurn] = []
     tool_tokens = 0.0
-    before = 0
-    for place, turn in enumerate(trace.turns):
+    before: Turn | None = None
+    for turn, after in zip(trace.turns, [*trace.turns[1:], None], strict=True):
         prompt, completion = turn.prompt_tokens or 0, turn.completion_tokens or 0
-        broken = turn.new_segment or (place > 0 and _shrank(trace.turns[place - 1], prompt, before))
+        broken = turn.new_segment or (before is not None and _shrank(before, prompt))
         if broken:
             tool_tokens = 0.0
-        new_tool = sum(message.tokens for message in turn.inputs if message.role == "tool")
+        new_tool = 0.0
+        for message in turn.inputs:
+            if message.role == "tool":
+                new_tool += message.tokens
         tool_tokens += new_tool
         cached = turn.cached_tokens
         priced.append(
@@ -129,22 +132,19 @@ def priced_turns(trace: Trace) -> list[PricedTurn]:
                 new_segment=broken,
                 tool_tokens=min(prompt, round(tool_tokens)),
                 new_tool_tokens=min(prompt, round(new_tool)),
-                dropped_tokens=_dropped(trace, place),
+                dropped_tokens=_dropped(turn, prompt, completion, after),
             )
         )
-        before = prompt
+        before = turn
     return priced
 
 
-def _dropped(trace: Trace, place: int) -> int:
+def _dropped(turn: Turn, prompt: int, completion: int, after: Turn | None) -> int:
     """Decoded tokens of a turn that the next prompt has no room for: the server drops thinking."""
-    turn = trace.turns[place]
-    prompt, completion = turn.prompt_tokens or 0, turn.completion_tokens or 0
     if turn.dropped_output:
         return completion
-    if place + 1 == len(trace.turns):
+    if after is None:
         return 0
-    after = trace.turns[place + 1]
     following = after.prompt_tokens or 0
     if after.new_segment or following < prompt or following >= prompt + completion:
         return 0
@@ -153,7 +153,8 @@ def _dropped(trace: Trace, place: int) -> int:
     return prompt + completion - following
 
 
-def _shrank(previous: Turn, prompt: int, before: int) -> bool:
+def _shrank(previous: Turn, prompt: int) -> bool:
     """Whether a prompt cannot continue the one before. The answer may be missing from it (dropped
     thinking), so only the earlier prompt itself counts, with room for estimates."""
+    before = previous.prompt_tokens or 0
     return prompt < before * (0.98 if previous.prompt_origin == "reported" else 0.9)

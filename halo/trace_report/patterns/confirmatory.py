@@ -59,7 +59,10 @@ class _Answer:
     def find(self, text: str) -> re.Match[str] | None:
         if id(text) in self.without:
             return None
-        if not any(hint in text for hint in self.hints):
+        for hint in self.hints:
+            if hint in text:
+                break
+        else:
             self.without.add(id(text))
             return None
         for match in self.pattern.finditer(text):

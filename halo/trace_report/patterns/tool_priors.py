@@ -28,12 +28,13 @@ def find(view: View, thresholds: Thresholds) -> Verdict:
     for each in view.calls:
         kind = answer_kind(each, each.answer is not None and view.is_failure(each.answer))
         paper = paper or kind in ("error", "empty", "expected empty")
-        key = (each.name, each.same_arguments)
-        found = _judge(each, kind, failed.get(key))
-        if kind == "error":
-            failed[key] = each.turn
-        else:
-            failed.pop(key, None)
+        failed_before = None
+        if failed or kind == "error":
+            key = (each.name, each.same_arguments)
+            failed_before = failed.pop(key, None)
+            if kind == "error":
+                failed[key] = each.turn
+        found = _judge(each, kind, failed_before)
         if found is not None:
             confidence, why, start, end = found
             text = each.answer.text if each.answer else ""
