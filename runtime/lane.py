@@ -67,11 +67,6 @@ class Lane:
             else None
         )
 
-    @property
-    def tracks_prefixes(self) -> bool:
-        """Whether it matters to this lane when a prompt is prefilled."""
-        return self._priming is not None
-
     def awaits_prefill(self, ticket: Ticket) -> bool:
         """Whether others may be held until the prompt of `ticket` is prefilled: to be told of it
         costs a streamed answer."""

@@ -56,7 +56,6 @@ class Vocabulary:
         special = header.special_tokens
         kinds = header.token_types
         self._control = frozenset(i for i, kind in enumerate(kinds) if kind == 3)
-        self._special_ids = frozenset(special.values())
         named = ("eos_token_id", "eot_token_id", "eom_token_id")
         ids = [header.metadata.get(f"tokenizer.ggml.{name}") for name in named]
         ids += [special.get(text) for text in END_TEXTS]

@@ -12,7 +12,6 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from runtime.backends.base import Backend, Capabilities, Completion, Request
 from runtime.clock import Clock
@@ -27,12 +26,6 @@ RECOVERY_S = 300.0
 """
 
 _log = logging.getLogger("halo.fleet")
-
-
-class HealthChecked(Protocol):
-    """A backend that can be asked whether it is there."""
-
-    async def health(self) -> bool: ...
 
 
 @dataclass(slots=True, eq=False)
