@@ -142,7 +142,9 @@ class RunHandle:
             return None
         progress = self._executor.progress
         done = progress.rows_done / progress.rows_total if progress.rows_total else 0.0
-        forecast = refined(self._inputs.stats, dict(list(self._metrics.items())), done)
+        forecast = refined(
+            self._inputs.stats, dict(list(self._metrics.items())), done, progress.share_started
+        )
         return replace(progress, calls_expected=forecast.total.calls)
 
     def use(self, plan: PhysicalPlan) -> None:
