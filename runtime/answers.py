@@ -9,35 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from costmodel.usage import OpMetrics
 from planner.errors import PlanError
 from planner.logical import Json
 from runtime.backends.base import Message, Request
+from runtime.dispatch import Dispatcher
 from runtime.errors import ContextOverflowError, OutputTypeError
 from runtime.records import CallRecord, CallSite
 from runtime.streaming import OpenCall
 from runtime.values import excerpt, parse_json
-
-
-class ModelCaller(Protocol):
-    """Makes model calls: `runtime.dispatch.Dispatcher`."""
-
-    async def complete(
-        self,
-        worker: str,
-        request: Request,
-        site: CallSite,
-        *,
-        priority: int = 0,
-        early: OpenCall | None = None,
-    ) -> CallRecord: ...
-
-    @property
-    def in_flight(self) -> int: ...
-
-    def stop(self) -> None: ...
 
 
 class MisfitError(Exception):
@@ -131,7 +113,7 @@ def answer_text(record: CallRecord) -> str:
 class Asker:
     """Asks models for values of a type."""
 
-    def __init__(self, models: ModelCaller, metrics: dict[str, OpMetrics]) -> None:
+    def __init__(self, models: Dispatcher, metrics: dict[str, OpMetrics]) -> None:
         self.models = models
         self._metrics = metrics
 

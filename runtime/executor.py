@@ -23,10 +23,10 @@ from planner.errors import InvariantError
 from planner.logical import CALLS, Const, Effect, Json, Op, Scan, SqlRows, walk
 from planner.physical import PhysicalPlan
 from runtime.agent_loop import ToolCaller
-from runtime.answers import ModelCaller
 from runtime.backends.base import ToolSchema
 from runtime.clock import Clock
 from runtime.derive import Given, Table
+from runtime.dispatch import Dispatcher
 from runtime.errors import DrainingError
 from runtime.evaluator import Evaluator
 from runtime.operators import Compiler
@@ -148,7 +148,7 @@ class Executor:
         self,
         plan: PhysicalPlan,
         *,
-        dispatcher: ModelCaller,
+        dispatcher: Dispatcher,
         tools: ToolCaller,
         tool_schemas: Mapping[str, ToolSchema],
         store: Store,

@@ -26,8 +26,9 @@ from planner.logical import (
     When,
 )
 from runtime.agent_loop import AgentStep, ToolCaller
-from runtime.answers import Asker, JsonType, ModelCaller, Options, answer_text
+from runtime.answers import Asker, JsonType, Options, answer_text
 from runtime.backends.base import Message, Request, ToolSchema
+from runtime.dispatch import Dispatcher
 from runtime.errors import ValueTypeError
 from runtime.evaluator import Evaluator
 from runtime.inline import Compute, compile_inline, compile_opening, compile_prompt
@@ -179,7 +180,7 @@ class Compiler:
         self,
         placement: Placement,
         *,
-        models: ModelCaller,
+        models: Dispatcher,
         tools: ToolCaller,
         tool_schemas: Mapping[str, ToolSchema],
         metrics: dict[str, OpMetrics],

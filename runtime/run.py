@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from runtime.executor import Executor, Progress
 from runtime.journal import Journal
 from runtime.journal_reader import read_outcomes
 from runtime.memory_store import MemoryStore
-from runtime.phases import PhasedModels, PhasedTools, Phases
+from runtime.phases import Phases
 from runtime.placement import Replan
 from runtime.records import Outcome, Recovered, Store
 from runtime.results import write_results
@@ -221,12 +222,18 @@ class RunHandle:
         cache = inputs.cache.open(utc_now()) if inputs.cache is not None else None
         if cache is not None:
             store = CachedStore(store, cache)
-        table = CallTable(store, metrics)
+        model_calls = tool_calls = CallTable(store, metrics)
+        if not inputs.overlap:
+            phases = Phases()
+            model_calls = CallTable(store, metrics, partial(phases.turn, "models"))
+            tool_calls = CallTable(store, metrics, partial(phases.turn, "tools"))
         databases = Databases(inputs.database, writable=_written_databases(plan))
-        tools = ToolRunner(inputs.tools, databases, table, store, self.clock, tenant=inputs.tenant)
+        tools = ToolRunner(
+            inputs.tools, databases, tool_calls, store, self.clock, tenant=inputs.tenant
+        )
         dispatcher = Dispatcher(
             engines,
-            table,
+            model_calls,
             store,
             self.clock,
             tenant=inputs.tenant,
@@ -236,18 +243,17 @@ class RunHandle:
             meter=BudgetMeter(inputs.budget, clock_started_s) if inputs.budget.is_limited else None,
             on_budget=self._reach_budget,
         )
-        phases = None if inputs.overlap else Phases()
         self._executor = executor = Executor(
             plan,
-            dispatcher=dispatcher if phases is None else PhasedModels(dispatcher, phases),
-            tools=tools if phases is None else PhasedTools(tools, phases),
+            dispatcher=dispatcher,
+            tools=tools,
             tool_schemas=_agent_tools(inputs),
             store=store,
             clock=self.clock,
             metrics=metrics,
             replan=inputs.replan,
             load=dispatcher.load,
-            opener=dispatcher if phases is None and dispatcher.opens_prompts else None,
+            opener=dispatcher if inputs.overlap and dispatcher.opens_prompts else None,
             row_queries=(
                 SessionQueries(inputs.sql, store, self.clock, metrics) if inputs.sql else None
             ),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from costmodel.usage import OpMetrics
@@ -29,16 +30,26 @@ class _Flight:
 
 
 class CallTable:
-    """Calls of this batch by key. Use one table a run, in one event loop.
+    """Calls of this batch by key. Use one table a run, in one event loop; of calls whose keys never
+    meet, such as those of tools and those of models, each kind may have a table.
 
     Metrics are counted when a use ends, under the operator that asked, and at every moment
     `requested == made + shared + replayed`. A use that shares a failing call is shared and an
     error. Uses that are cancelled, or refused because the run is draining, are not counted.
+
+    Args:
+        turn: what a call waits for before it is made, and leaves when it is over.
     """
 
-    def __init__(self, store: Store, metrics: dict[str, OpMetrics]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        metrics: dict[str, OpMetrics],
+        turn: Callable[[], AbstractAsyncContextManager[None]] | None = None,
+    ) -> None:
         self._store = store
         self._metrics = metrics
+        self._turn = turn
         self._in_flight: dict[str, _Flight] = {}
         self._finished: dict[str, CallRecord] = {}
 
@@ -110,7 +121,11 @@ class CallTable:
     ) -> CallRecord:
         task = asyncio.current_task()
         try:
-            record = await make()
+            if self._turn is None:
+                record = await make()
+            else:
+                async with self._turn():
+                    record = await make()
             if site.effect is Effect.PURE:
                 self._finished[key] = record
         except (asyncio.CancelledError, DrainingError):

@@ -21,10 +21,13 @@ from halo.ai_sql.errors import SqlError, nearest
 from halo.ai_sql.results import QueryResult, RowFailure
 from halo.ai_sql.sampling import Sampler
 from halo.ai_sql.statements import Statement, read_batch
+from halo.engines import Announce
 from halo.flow import Flow
+from halo.loop_thread import OnProgress
+from halo.planning import Prepared
 from halo.result import RunResult
 from halo.rows import RowSet
-from halo.session import Announce, OnProgress, Prepared, Session
+from halo.session import Session
 from planner.explain import explain_physical
 from planner.learnt import NOTHING_LEARNT, Learnt
 from planner.logical import Effect, SqlRows

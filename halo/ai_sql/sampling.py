@@ -13,7 +13,9 @@ from pathlib import Path
 
 from halo.ai_sql.access import OpenDatabase
 from halo.ai_sql.errors import SqlError
-from halo.session import Announce, Prepared, Session
+from halo.engines import Announce
+from halo.planning import Prepared
+from halo.session import Session
 from planner.learnt import NOTHING_LEARNT, Learnt
 from planner.logical import ModelOp
 from runtime.sql_session import SqlSession

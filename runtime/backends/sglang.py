@@ -16,7 +16,6 @@ from typing import Any, cast
 
 from costmodel.tokens import BYTES_PER_TOKEN
 from runtime.backends.base import Backend, Capabilities, Completion, Request, ToolCall
-from runtime.backends.chat_format import ChatFormat
 from runtime.backends.http_client import HttpClient
 from runtime.backends.sglang_info import NAME, ServerInfo, probe
 from runtime.backends.sglang_wire import (
@@ -27,6 +26,7 @@ from runtime.backends.sglang_wire import (
     read_load,
 )
 from runtime.backends.tool_call_text import read_tool_calls
+from runtime.chat.format import ChatFormat
 from runtime.clock import Clock
 from runtime.errors import BackendError, EngineUnreachableError, TruncatedAnswerError
 from runtime.fleet.admission import Admission, Load

@@ -111,7 +111,7 @@ def test_a_batch_that_is_refused_has_asked_nothing(session: Session) -> None:
     text = "SELECT AI_SCORE(body) FROM reviews; SELECT AI_SCORE(nope) FROM reviews"
     with pytest.raises(SqlError), SqlBatch(text, session):
         pass
-    assert not session._engines
+    assert not session._engines.opened
 
 
 def test_concatenation_draws_a_warning(session: Session) -> None:

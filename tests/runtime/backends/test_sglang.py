@@ -18,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.backends.base import Message, Request, ToolSchema
-from runtime.backends.chat_format import ChatFormat
 from runtime.backends.sglang import SglangBackend
 from runtime.backends.sglang_info import choose_servers, probe, read_info
 from runtime.backends.sglang_open import describe, open_backend, split_urls
@@ -29,6 +28,7 @@ from runtime.backends.sglang_wire import (
     read_answer,
     read_load,
 )
+from runtime.chat.format import ChatFormat
 from runtime.clock import LoopClock, new_event_loop
 from runtime.errors import (
     BackendError,
