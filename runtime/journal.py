@@ -261,6 +261,8 @@ class Journal:
 
     def _commit_due(self, group: _Group) -> None:
         """Virtual time has come to the end of a commit; it goes on when the disk is that far."""
+        if group.durable is not None and group.durable.done():
+            return  # the journal was closed meanwhile, and did not wait
         group.due = True
         if group.written:
             self._settle(group)

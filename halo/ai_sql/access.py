@@ -61,7 +61,11 @@ def file_literals(tree: Any) -> list[str]:
             if "/" in name or _FILE_LIKE.search(name) or _SCHEME.match(name):
                 found.append(name)
     if isinstance(tree, exp.Copy):
-        found += [str(each.this) for each in tree.args.get("files") or () if each.is_string]
+        for each in tree.args.get("files") or ():
+            if each.is_string:
+                target = Path(str(each.this))
+                # A file that is there is replaced by way of another one beside it.
+                found += [str(each.this), str(target.parent / f"tmp_{target.name}")]
     for literal in found:
         if _SCHEME.match(literal):
             raise SqlRefusedError(

@@ -88,7 +88,7 @@ class SqlBatch:
             self.explained = [each for each in compiled if _is_explained(each)]
             self.compiled = [each for each in compiled if not _is_explained(each)]
             self.runs: list[RunResult] = []
-            self._parts = _parts(self.compiled)
+            self._parts = _parts(self.compiled, _views(self.database))
             self.prepared = [self._prepare(part) for part in self._parts]
         except BaseException:
             self.close()
@@ -392,20 +392,42 @@ def part_directories(out: Path) -> list[Path]:
     return list(itertools.takewhile(lambda part: (part / "manifest.json").exists(), numbered))
 
 
-def _parts(compiled: Sequence[Compiled]) -> list[list[Compiled]]:
-    """The statements that may run together: one that names a table which an earlier one writes
-    starts another part."""
+def _parts(
+    compiled: Sequence[Compiled], views: Mapping[str, str] | None = None
+) -> list[list[Compiled]]:
+    """The statements that may run together: one that names a table (or a file of COPY) which an
+    earlier one writes starts another part, and so does one that writes what an earlier one names.
+    `views`: what a view that is named names, by the name of the view."""
     parts: list[list[Compiled]] = []
     written: set[str] = set()
+    named = ""
     for each in compiled:
-        text = each.statement.text.lower()
-        if not parts or any(name in text for name in written):
+        text = _with_views(each.statement.text.lower(), views or {})
+        target = each.statement.written
+        if not parts or any(name in text for name in written) or (target and target in named):
             parts.append([])
-            written = set()
+            written, named = set(), ""
         parts[-1].append(each)
-        if each.statement.target:
-            written.add(each.statement.target)
+        named += f"\n{text}"
+        if target:
+            written.add(target)
     return parts
+
+
+def _views(database: OpenDatabase) -> dict[str, str]:
+    """The texts of the views of the database by name, in lower case."""
+    found = database.planning.sql(
+        "SELECT lower(view_name), lower(sql) FROM duckdb_views() WHERE NOT internal"
+    ).fetchall()
+    return {str(name): str(text) for name, text in found}
+
+
+def _with_views(text: str, views: Mapping[str, str]) -> str:
+    """A text and those of the views that it names, directly or through others."""
+    left = dict(views)
+    while found := [name for name in left if name in text]:
+        text = "\n".join([text, *(left.pop(name) for name in found)])
+    return text
 
 
 def _is_explained(compiled: Compiled) -> bool:

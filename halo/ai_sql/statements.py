@@ -74,6 +74,13 @@ class Statement:
         table = self.tree.find(exp.Table)
         return "" if table is None else table.name.lower()
 
+    @property
+    def written(self) -> str:
+        """What it writes, as other statements may name it: its table, or the file of a COPY."""
+        if self.kind != "copy":
+            return self.target
+        return next((str(e.this).lower() for e in self.tree.args.get("files") or ()), "")
+
 
 def read_batch(text: str, parameters: Mapping[str, Any] | None = None) -> list[Statement]:
     """The statements of `text`, with `$name` parameters replaced by their values.

@@ -107,7 +107,7 @@ class FleetBackend(Backend):
             raise
         finally:
             replica.calls -= 1
-        replica.breaker.succeeded()
+        self._note_success(replica)
         replica.answered += 1
         return completion
 
@@ -173,6 +173,15 @@ class FleetBackend(Backend):
             self._look_after()
             self._limit_changed()
 
+    def _note_success(self, replica: Replica) -> None:
+        """A call or a check was answered: whoever waits for a server may go."""
+        was_closed = replica.breaker.closed
+        replica.breaker.succeeded()
+        if not was_closed:
+            _log.warning("replica is back")
+            self._recovered.set()
+            self._limit_changed()
+
     def _look_after(self) -> None:
         if self._checker is None or self._checker.done():
             self._checker = asyncio.ensure_future(self._check())
@@ -185,13 +194,10 @@ class FleetBackend(Backend):
             answers = await asyncio.gather(*(r.health() for r in due))
             for replica, answered in zip(due, answers, strict=True):
                 if answered:
-                    _log.warning("replica is back")
                     # What it had cached is gone if it restarted; if not, little is lost.
                     index = self.replicas.index(replica)
                     self._router.forget(index, replica.backend.capabilities.cache_tokens)
-                    replica.breaker.succeeded()
-                    self._recovered.set()
-                    self._limit_changed()
+                    self._note_success(replica)
                 else:
                     replica.breaker.check_failed(self._clock.now_s())
             await self._clock.sleep_s(CHECK_S)

@@ -357,6 +357,28 @@ def test_on_virtual_time_commits_take_the_same_time_whatever_the_disk_does(path:
         loop.close()
 
 
+@pytest.mark.parametrize("is_written", [False, True])
+def test_on_virtual_time_a_journal_that_is_closed_in_the_middle_is_settled_once(
+    path: Path, is_written: bool
+) -> None:
+    faults: list[object] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: faults.append(what))
+        journal = Journal(path)
+        durable = journal.record_call(CALL)
+        await asyncio.sleep(1.5 * VIRTUAL_COMMIT_S)  # handed over, and not due yet
+        while is_written and not journal._writing[0].written:
+            await asyncio.sleep(0)
+        journal.close()
+        await durable
+        await asyncio.sleep(1)
+
+    with asyncio.Runner(loop_factory=lambda: new_event_loop(True)) as loop:
+        loop.run(main())
+    assert not faults
+
+
 def test_an_unusable_journal_is_refused_with_a_reason(tmp_path: Path, path: Path) -> None:
     with_journal(path, lambda journal: journal.record_call(CALL))
     connection = sqlite3.connect(path)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import halo
 from halo.ai_sql.batch import SqlBatch, SqlOptions
 from halo.ai_sql.errors import SqlError, SqlRefusedError
 from halo.session import Session
@@ -105,6 +106,16 @@ def test_unknown_models_and_rules_are_named(database: Path) -> None:
         pytest.raises(SqlError, match=r"S005.*limit-harvest"),
     ):
         SqlBatch("SELECT 1", session, options)
+
+
+def test_a_workflow_that_keeps_some_rows_is_no_function(session: Session) -> None:
+    @halo.workflow(where=lambda question: question != "x", limit=1)
+    def some(question: str) -> str:
+        return halo.Model("m").gen(f"Answer: {question}")
+
+    text = "SELECT AI_RUN('some', body) AS a FROM reviews"
+    with pytest.raises(SqlError, match=r"S107.*'some' has where or a limit"):
+        SqlBatch(text, session, SqlOptions(workflows=[some]))
 
 
 def test_a_batch_that_is_refused_has_asked_nothing(session: Session) -> None:
