@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +129,16 @@ class RunHandle:
     """A run under way: `stop` and `progress` from outside, `run` in the loop."""
 
     def __init__(self, inputs: RunInputs) -> None:
-        self.clock = LoopClock()
         self._inputs = inputs
         self._executor: Executor | None = None
         self._metrics: dict[str, OpMetrics] = {}
         self._stopped = ""
         self.budget_reached = False
+
+    @cached_property
+    def clock(self) -> LoopClock:
+        """Of the loop that is running when it is first asked for: that of the run."""
+        return LoopClock(asyncio.get_running_loop())
 
     @property
     def progress(self) -> Progress | None:
