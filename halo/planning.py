@@ -18,6 +18,7 @@ from planner.rewrite import Rewritten, rewrite
 from planner.stats import PlanStats
 from planner.verify import verify
 from runtime.clock import wall_s
+from runtime.kept_plan import KeptPlan
 from runtime.tools import ToolSpec
 
 if TYPE_CHECKING:
@@ -73,10 +74,12 @@ def plan_batch(
     *,
     learnt: Learnt = NOTHING_LEARNT,
     count_rows: CountRows | None = None,
+    begun: KeptPlan | None = None,
 ) -> Prepared:
     """The plan of a batch. `workers_of` tells the workers of a model, `count_rows` how many rows a
     query of the plan makes, None when it cannot say; `learnt` is what earlier runs have taught.
-    Raises `PlanError` and `WorkflowError`."""
+    With `begun`, a run of the batch goes on: its operators and what was expected of them stay, and
+    are placed anew. Raises `PlanError` and `WorkflowError`."""
     tools = tools_of(queries)
     began_s = wall_s()
     logical = merge({query.name: query.traced.plan for query in queries})
@@ -91,9 +94,14 @@ def plan_batch(
         enforces_choice=all(worker.choice for those in workers.values() for worker in those),
         cache_tokens=_smallest_cache(workers.values()),
     )
-    rewritten = rewrite(logical, context, off=config.off, on=config.on)
+    if begun is None:
+        rewritten = rewrite(logical, context, off=config.off, on=config.on)
+    else:
+        rewritten = Rewritten(logical, begun.plan.logical, context=context)
     logical = rewritten.plan
     stats = context.stats(logical, orders=True)
+    if begun is not None:
+        stats = replace(stats, ops=begun.stats.ops, relations=begun.stats.relations)
     plan = place(logical, stats, {model: those[0] for model, those in workers.items()})
     if not config.prefix_order:
         in_order = {name: tuple(range(len(order))) for name, order in plan.row_order.items()}

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
+from halo import __version__
 from halo.config import Config, load_config
 from halo.engines import Announce, Engines
 from halo.errors import HaloError, WorkflowError
@@ -26,7 +27,9 @@ from halo.result import RunResult
 from halo.rows import RowSet
 from planner.learnt import NOTHING_LEARNT, Learnt
 from planner.logical import Effect, Json, LogicalPlan
+from runtime.kept_plan import KeptPlan, read_plan
 from runtime.run import CacheSetting, Finished, RunHandle, RunInputs
+from runtime.run_directory import RunDirectory
 from runtime.sql_session import SqlSession
 from runtime.tools import ToolSpec
 
@@ -72,6 +75,7 @@ class Session:
         queries: tuple[Query, ...],
         learnt: Learnt = NOTHING_LEARNT,
         count_rows: CountRows | None = None,
+        begun: KeptPlan | None = None,
     ) -> Prepared:
         return plan_batch(
             queries,
@@ -79,7 +83,23 @@ class Session:
             lambda model: self._engines.workers(self.config, model),
             learnt=self._learnt() + learnt,
             count_rows=count_rows,
+            begun=begun,
         )
+
+    def _as_begun(self, prepared: Prepared, path: Path) -> Prepared:
+        """The same batch with the operators of its run in `path`, where the rules have made others
+        of them since: they go by what is known, such as the pass rates that a sample measured. What
+        is not the same batch is left as it is, to be refused."""
+        if not (path / "manifest.json").exists():
+            return prepared
+        directory = RunDirectory.open(path)
+        begun = read_plan(directory) if directory.plan.exists() else None
+        logical = prepared.plan.logical
+        if begun is None or begun.plan.logical == logical:
+            return prepared
+        if not begun.is_of(prepared.rewritten.merged, logical):
+            return prepared
+        return self._plan(prepared.queries, begun=begun)
 
     def _learnt(self) -> Learnt:
         """What the runs named in the configuration have taught; read once."""
@@ -186,8 +206,11 @@ class Session:
         sql: SqlSession | None = None,
         cache: Path | None = None,
     ) -> RunResult:
-        """Run what `prepare` made. `sql` is the database of a SQL batch (`halo.ai_sql.batch`);
-        `cache` is the directory of answers, in place of the configured one."""
+        """Run what `prepare` made; with `resume`, what is left of its run in `out`, by the plan
+        that it began with. `sql` is the database of a SQL batch (`halo.ai_sql.batch`); `cache` is
+        the directory of answers, in place of the configured one."""
+        if resume and out is not None:
+            prepared = self._as_begun(prepared, Path(out))
         inputs = RunInputs(
             plan=prepared.plan,
             stats=prepared.stats,
@@ -205,7 +228,8 @@ class Session:
             out=Path(out) if out is not None else None,
             resume=resume,
             sql=sql,
-            manifest={"config": self._manifest_config(), **(asked or {})},
+            manifest={"halo": __version__, "config": self._manifest_config(), **(asked or {})},
+            merged=prepared.rewritten.merged,
             replan=(replan := prepared.replanner()),
         )
         handle = RunHandle(inputs)

@@ -18,6 +18,7 @@ from planner.logical import Json
 from runtime.backends.base import Message, Request
 from runtime.dispatch import Dispatcher
 from runtime.errors import ContextOverflowError, OutputTypeError
+from runtime.json_schema import schema_validator
 from runtime.records import CallRecord, CallSite
 from runtime.streaming import OpenCall
 from runtime.values import excerpt, parse_json
@@ -28,19 +29,22 @@ class MisfitError(Exception):
 
 
 class JsonType:
-    """Values of a JSON Schema. The schema is compiled on first use."""
+    """Values of a JSON Schema. The schema is compiled on first use; who shows it to an engine first
+    asks for `ensure_sound`."""
 
     def __init__(self, schema_json: str) -> None:
         self.schema_json = schema_json
 
     @cached_property
     def _validator(self) -> Any:
-        import jsonschema_rs
-
         try:
-            return jsonschema_rs.validator_for(cast("dict[str, Any]", parse_json(self.schema_json)))
+            return schema_validator(cast("dict[str, Any]", parse_json(self.schema_json)))
         except ValueError as error:
             raise PlanError(f"not a JSON Schema: {error}; schema: {self.schema_json}") from None
+
+    def ensure_sound(self) -> None:
+        """Raise `PlanError` when the schema is none, or refers to something outside itself."""
+        _ = self._validator
 
     @property
     def wish(self) -> str:
@@ -138,6 +142,8 @@ class Asker:
         does not fit, with the reason in a second turn of the conversation. Raises
         `OutputTypeError` when the second answer does not fit either.
         """
+        if isinstance(answer_type, JsonType):
+            answer_type.ensure_sound()
         record = await self.models.complete(worker, request, site, priority=priority)
         try:
             return typed_answer(record, request.max_tokens, answer_type)

@@ -71,6 +71,8 @@ class ModelStep(CallStep):
             self._answer_type = JsonType(self._schema_json)
 
     def begin(self, frame: Frame, query: str) -> Future[CallRecord]:
+        if isinstance(self._answer_type, JsonType):
+            self._answer_type.ensure_sound()
         request = self._request(frame, self._prompt(frame.values))
         site, priority = self._site(frame, query), self._priority(frame)
         early = self._early(frame)

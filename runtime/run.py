@@ -9,12 +9,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from costmodel.errors import HaloError
 from costmodel.usage import OpMetrics
 from planner.logical import (
     Agent,
     Filter,
     Json,
+    LogicalPlan,
     Relation,
     Result,
     Scan,
@@ -29,10 +29,10 @@ from runtime.backends.base import Backend, ToolSchema
 from runtime.budget import Budget, BudgetMeter
 from runtime.clock import LoopClock, process_cpu_s, utc_now, wall_s
 from runtime.dispatch import Dispatcher
-from runtime.errors import RunDirectoryError
 from runtime.executor import Executor, Progress
 from runtime.journal import Journal
 from runtime.journal_reader import read_outcomes
+from runtime.kept_plan import KeptPlan, refuse_another_plan, write_plan
 from runtime.memory_store import MemoryStore
 from runtime.phases import Phases
 from runtime.placement import Replan
@@ -91,6 +91,7 @@ class RunInputs:
     resume: bool = False
     sql: SqlSession | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    merged: LogicalPlan | None = None
     replan: Replan | None = None
 
 
@@ -326,35 +327,10 @@ def whole_scan(result: Result) -> Scan | None:
 
 def _keep_plan(directory: RunDirectory, inputs: RunInputs) -> None:
     """Write the plan of a new run; of a resumed one, refuse another plan than it began with."""
-    if not directory.plan.exists():
-        directory.write_plan({"plan": inputs.plan.to_json(), "stats": inputs.stats.to_json()})
-        return
-    kept, _ = read_plan(directory)
-    began = dict(kept.logical.outputs)
-    for name, result in inputs.plan.logical.outputs:
-        if name not in began:
-            raise RunDirectoryError(
-                f"{directory.path} has no query {name!r}; it holds: {', '.join(began)}. Resume it "
-                "with the workflows it began with, or choose another --out"
-            )
-        if began[name] != result:
-            raise RunDirectoryError(
-                f"query {name!r} is not what {directory.path} began with: the workflow, its "
-                "settings or the rows have changed since. Undo the change to resume, or start "
-                "again in another directory"
-            )
-
-
-def read_plan(directory: RunDirectory) -> tuple[PhysicalPlan, PlanStats]:
-    """The plan that a run began with, and what was expected of it. Raises `RunDirectoryError`."""
-    document = directory.read_plan()
-    try:
-        return (
-            PhysicalPlan.from_json(document["plan"]),
-            PlanStats.from_json(document["stats"]),
-        )
-    except (KeyError, TypeError, ValueError, HaloError) as error:
-        raise RunDirectoryError(f"{directory.plan} is damaged: {error!r}") from error
+    if directory.plan.exists():
+        refuse_another_plan(directory, inputs.plan.logical)
+    else:
+        write_plan(directory, KeptPlan(inputs.plan, inputs.stats, inputs.merged))
 
 
 def _written_databases(plan: PhysicalPlan) -> frozenset[str]:
