@@ -241,11 +241,11 @@ def load_table(connection: DuckDBPyConnection, name: str, rows: Any) -> None:
         raise SqlError("S303", f"table {name!r} cannot be read: {error}") from None
 
 
-def _from_objects(connection: DuckDBPyConnection, name: str, rows: list[Any]) -> Any:
+def _from_objects(connection: DuckDBPyConnection, name: str, given: Any) -> Any:
     import json
 
-    given = isinstance(rows, list | tuple) and rows and all(isinstance(row, dict) for row in rows)
-    if not given:
+    rows = cast("list[Any]", given) if isinstance(given, list | tuple) else []
+    if not rows or not all(isinstance(row, dict) for row in rows):
         raise SqlError(
             "S303",
             f"table {name!r} must be a data frame (pandas, polars, Arrow), or a list of objects "

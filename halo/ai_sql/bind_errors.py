@@ -57,4 +57,6 @@ def _as_file(name: str) -> str:
     for suffix in _SUFFIXES:
         if Path(name + suffix).is_file():
             return f" The file of that name is read with FROM '{name}{suffix}'"
-    return f" A file is read with FROM '{name}'" if Path(name).is_file() else ""
+    if Path(name).is_file():
+        return f" As a file it is read with read_csv('{name}') or read_text('{name}')"
+    return ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -208,7 +208,7 @@ def _read(
             raise SqlRefusedError(
                 "S002",
                 f"{first} is no statement that halo runs; accepted are SELECT, CREATE TABLE AS, "
-                "INSERT ... SELECT, COPY (...) TO, EXPLAIN and SET ai_..."
+                "INSERT ... SELECT, COPY (...) TO, EXPLAIN and SET of halo's settings"
                 f"{_instead(first)}",
                 text=text, offset=start,
             )  # fmt: skip
@@ -226,7 +226,7 @@ def _instead(first: str) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None, None, None]:
     """sqlglot warns of a statement that it does not know; Halo refuses it in words of its own."""
     logger = logging.getLogger("sqlglot")
     level = logger.level
