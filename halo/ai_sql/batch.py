@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from halo.ai_sql.chunking import chunks
 from halo.ai_sql.compile import RULES, UNSAFE_RULES, Compiled, Setting, compile_statement
 from halo.ai_sql.documents import document_tool
 from halo.ai_sql.errors import SqlError, nearest
+from halo.ai_sql.options import wrong_setting
 from halo.ai_sql.results import QueryResult, RowFailure
 from halo.ai_sql.sampling import Sampler
 from halo.ai_sql.statements import Statement, read_batch
@@ -31,6 +33,7 @@ from halo.session import Session
 from planner.explain import explain_physical
 from planner.learnt import NOTHING_LEARNT, Learnt
 from planner.logical import Effect, SqlRows
+from runtime.records import Outcome
 from runtime.run_directory import RunDirectory
 from runtime.sql_session import SqlSession
 from runtime.tools import ToolSpec
@@ -54,6 +57,7 @@ class SqlOptions:
         errors: of earlier batches, which the table `halo_errors` holds.
         settings: defaults of options that an earlier SET gave, by option.
         sample: inputs of each call that are asked first, to plan the rest by what they teach.
+        resumed: the batch goes on with a run, so what it writes may be there already.
     """
 
     parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -65,6 +69,7 @@ class SqlOptions:
     errors: Sequence[RowFailure] = ()
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     sample: int = 0
+    resumed: bool = False
 
 
 class SqlBatch:
@@ -168,7 +173,23 @@ class SqlBatch:
 
     @property
     def warnings(self) -> list[str]:
-        return [f"{each.name}: {warning}" for each in self.compiled for warning in each.warnings]
+        return [
+            f"{each.name}: {warning}"
+            for each in self.compiled
+            for warning in (*each.warnings, *self._lost_by(each))
+        ]
+
+    def _lost_by(self, compiled: Compiled) -> tuple[str, ...]:
+        """What to know of a table that goes with the batch, when no statement of it reads it."""
+        name = compiled.statement.target
+        later = self.compiled[self.compiled.index(compiled) + 1 :]
+        kept = self._session.config.db is not None
+        if not name or kept or any(name in each.statement.text.lower() for each in later):
+            return ()
+        return (
+            f"the table {name!r} is in memory and goes with this batch; --db FILE keeps it (in "
+            "Python: a session with db=FILE)",
+        )
 
     def explain(
         self, *, stage: str = "physical", format: str = "text", verbose: bool = False
@@ -201,7 +222,8 @@ class SqlBatch:
         """
         database = self.database
         self.runs = []
-        identity = run_id or secrets.token_hex(8)
+        begun = _begun(out) if resume and out is not None else ""
+        identity = run_id or begun or secrets.token_hex(8)
         results: list[QueryResult] = []
         for number, compiled in enumerate(self._parts, 1):
             # A statement that reads what another of the batch writes comes in a later part.
@@ -251,14 +273,15 @@ class SqlBatch:
             return SqlError("S501", f"the run was stopped before its results: {stopped}")
         return SqlError(
             "S006",
-            "the text has no statement with a result; print plans with halo sql 'EXPLAIN ...'",
+            "the text has no statement with a result; the command halo sql 'EXPLAIN ...' prints a "
+            "plan, and so does the explain() of a result",
         )
 
     @property
     def failures(self) -> list[SqlError]:
         """The statements that failed when the batch ran, each with its reason."""
         return [
-            SqlError("S500", f"statement {each.statement.number} failed: {outcome.error.message}")
+            SqlError("S500", f"statement {each.statement.number} failed: {_reason(each, outcome)}")
             for each in self.compiled
             for run in self.runs
             for outcome in run.outcomes.get(each.name, ())
@@ -298,6 +321,7 @@ class SqlBatch:
             tools=self._tools(),
             aggregates=_aggregates(),
             options=self.settings,
+            resumed=self._options.resumed,
         )
         compiled: list[Compiled] = []
         for statement in self.statements:
@@ -316,6 +340,11 @@ class SqlBatch:
             )  # fmt: skip
         if name == "ai_model" and (reason := self._check_model(str(value))):
             raise SqlError("S106", reason, text=self.text, offset=statement.offset)
+        if wanted := wrong_setting(name, value):
+            raise SqlError(
+                "S103", f"{name!r} is {value!r}; it must be {wanted}",
+                text=self.text, offset=statement.offset,
+            )  # fmt: skip
         setting.options[name.removeprefix("ai_")] = value
 
     def _check_model(self, name: str) -> str:
@@ -364,7 +393,7 @@ class SqlBatch:
             database=self.database,
             written=None if reads else count,
             errors=_failures_of(compiled, run, run_id),
-            warnings=compiled.warnings,
+            warnings=(*compiled.warnings, *self._lost_by(compiled)),
             n_rows=count if reads else 0,
         )
 
@@ -384,6 +413,14 @@ class SqlBatch:
             for result in results:
                 for failure in result.errors:
                     file.write(json.dumps(asdict(failure), ensure_ascii=False) + "\n")
+
+
+def _begun(out: Path) -> str:
+    """The identity of the run that began in `out`, which marks its writes; empty when none did."""
+    for folder in (out, *part_directories(out)):
+        if (folder / "manifest.json").exists():
+            return str(RunDirectory.open(folder).manifest.get("run_id", ""))
+    return ""
 
 
 def part_directories(out: Path) -> list[Path]:
@@ -428,6 +465,16 @@ def _with_views(text: str, views: Mapping[str, str]) -> str:
     while found := [name for name in left if name in text]:
         text = "\n".join([text, *(left.pop(name) for name in found)])
     return text
+
+
+def _reason(compiled: Compiled, outcome: Outcome) -> str:
+    """Why a statement failed; without tables and places of a text that nobody has written."""
+    assert outcome.error is not None
+    if not compiled.calls:
+        return outcome.error.message
+    message = outcome.error.message.partition("\n\nLINE ")[0]
+    nameless = r"([\d,]+) rows? of table 'halo_\w+' could not be computed"
+    return re.sub(nameless, r"calls without an answer: \1", message)
 
 
 def _is_explained(compiled: Compiled) -> bool:

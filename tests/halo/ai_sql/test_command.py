@@ -75,6 +75,7 @@ def test_formats_of_the_output(folder: Path) -> None:
         ("SELECT 1 FORM t", 1, "syntax error"),
         ("DROP TABLE reviews", 5, "S002"),
         ("SELECT * FROM 'https://x.invalid/a.csv'", 5, "S301"),
+        ("SELECT * FROM read_text('/etc/' || 'hostname')", 5, "may not be read"),
         (
             "SELECT AI_COMPLETE('x', returns := 'STRUCT(a VARCHAR)', max_tokens := 1)",
             3,
@@ -102,6 +103,17 @@ def test_rules_are_switched_off_by_name(folder: Path) -> None:
     assert json.loads(off.stdout)["calls"]["made"] == 60
     bad = command(text, "--db", "shop.duckdb", "--no-such-rule", cwd=folder)
     assert bad.returncode == 1 and "no rule 'such-rule'" in bad.stderr
+
+
+def test_flags_and_the_text_are_told_apart(folder: Path) -> None:
+    text = "-- a comment first\nSELECT 4 AS n"
+    assert command(text, "--format", "jsonl", cwd=folder).stdout.strip() == '{"n":4}'
+    first = command("--no-slice-limits", "SELECT 5 AS n", "--format", "jsonl", cwd=folder)
+    assert first.stdout.strip() == '{"n":5}'
+    wrong = command("SELECT 1", "--modle", "x", cwd=folder)
+    assert wrong.returncode == 2 and "Did you mean '--model'" in wrong.stderr
+    two = command("SELECT 1", "SELECT 2", cwd=folder)
+    assert two.returncode == 2 and "one text in quotes" in two.stderr
 
 
 def test_a_run_directory_holds_the_results(folder: Path) -> None:
@@ -137,8 +149,8 @@ def test_a_batch_in_parts_is_resumed_as_one(
         INSERT INTO n SELECT -1 AS id; INSERT INTO n SELECT -1 AS id;
         SELECT count(*) AS n, count(*) FILTER (WHERE id < 0) AS twice FROM n"""
     code = sql_verb.sql(
-        text, file=None, out=Path("run"), format="table", params=[], workflows=[], allow=[],
-        rules=[], config_file=None, flags={"engine": "simulated", "db": folder / "shop.duckdb"},
+        [text], file=None, out=Path("run"), format="table", params=[], workflows=[], allow=[],
+        config_file=None, flags={"engine": "simulated", "db": folder / "shop.duckdb"},
         dry_run=False, json_out=True,
     )  # fmt: skip
     begun = json.loads(capsys.readouterr().out)
@@ -238,6 +250,27 @@ def test_the_shell(
     assert "S003" in err and ".help lists" in err
 
 
+def test_the_shell_helps_who_mistypes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [
+        ".tabels", ".mode", ".read", "help",
+        "SELECT AI_COMPLETE('x', returns := 'STRUCT(a VARCHAR)', max_tokens := 1) AS a;",
+        "SELECT count(*) AS first FROM halo_errors;", "SELECT count(*) AS again FROM halo_errors;",
+        ".errors", "SELECT nope FROM reviews;", "exit;", "SELECT 'not reached';",
+    ]  # fmt: skip
+    assert shell(folder, lines, monkeypatch) == 0
+    said = capsys.readouterr()
+    assert "Did you mean '.tables'" in said.err and ".read FILE" in said.err
+    assert "\ntable\n" in said.out and ".quit" in said.out
+    for column in ("first", "again"):
+        under = said.out.split(f"│ {column} │")[1].splitlines()
+        assert under[2].strip("│ ") == "1"
+    assert "OutputTypeError" in said.out
+    assert "LINE 1: SELECT nope FROM reviews" in said.err
+    assert "not reached" not in said.out
+
+
 def test_a_statement_is_whole_at_its_semicolon() -> None:
     assert is_whole("SELECT 1;") and is_whole("SELECT ';' ;")
     assert not is_whole("SELECT 1") and not is_whole("SELECT ';'") and not is_whole("SELECT '; ;")
@@ -287,5 +320,13 @@ def test_the_magic(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Generate AI_SCORE" in repr(plan) and "<" in plan._repr_html_()
     with pytest.raises(HaloError, match="%%halo"):
         run_cell("--nope", "SELECT 1", names)
+    plan = run_cell("--engine simulated", "EXPLAIN SELECT AI_SCORE(t) FROM mine", names)
+    assert "Generate AI_SCORE" in repr(plan) and plan._repr_html_().startswith("<pre>")
+    assert run_cell("--engine simulated", "SET ai_model = 'x'", names) is None
+    capsys.readouterr()
+    text = "CREATE TABLE lost AS SELECT AI_COMPLETE(t, returns := 'INTEGER[]', max_tokens := 1)"
+    shown = run_cell("--engine simulated", f"{text} AS n FROM mine", names)
+    assert "--db FILE" in capsys.readouterr().err
+    assert "2 rows written" in shown._repr_html_() and "without an answer" in shown._repr_html_()
     for session in names["_halo_sessions"].values():  # type: ignore[attr-defined]
         session.close()
