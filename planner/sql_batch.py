@@ -35,10 +35,12 @@ ORDER = "halo order"
 """The column of a batch's answer that says where in its look-up's answer a row stands."""
 
 _LEFT_ALONE = frozenset(
-    # Make several rows of one, which have no place of their own.
-    ("unnest", "generate_subscripts", "regexp_split_to_table")
-    # sqlglot writes them with another last digit, or without their last argument.
-    + ("log2", "jaro_winkler_similarity")
+    {
+        # Make several rows of one, which have no place of their own.
+        *("unnest", "generate_subscripts", "regexp_split_to_table"),
+        # sqlglot writes them with another last digit, or without their last argument.
+        *("log2", "jaro_winkler_similarity"),
+    }
 )
 _WORD = re.compile(r"\w+")
 

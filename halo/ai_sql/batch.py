@@ -18,6 +18,14 @@ from halo.ai_sql.access import Access, OpenDatabase, file_literals, open_databas
 from halo.ai_sql.chunking import chunks
 from halo.ai_sql.compile import RULES, UNSAFE_RULES, Compiled, Setting, compile_statement
 from halo.ai_sql.documents import document_tool
+from halo.ai_sql.ended import (
+    ERRORS,
+    ended_run,
+    has_begun,
+    kept_identity,
+    part_directory,
+    take_back,
+)
 from halo.ai_sql.errors import SqlError, nearest
 from halo.ai_sql.options import wrong_setting
 from halo.ai_sql.results import QueryResult, RowFailure
@@ -157,6 +165,16 @@ class SqlBatch:
         self._learnt = Learnt.from_json(RunDirectory.open(part).manifest["learnt"])
         return self._prepare(compiled)
 
+    def _ended_before(self, prepared: Prepared, part: Path) -> list[QueryResult]:
+        """The results of the run in `part`, which had ended before the part behind it began."""
+        run = ended_run(prepared, part)
+        self.runs.append(run)
+        found = [
+            self._result(each, run, str(part)) for each in self.compiled if self._ended(each, run)
+        ]
+        take_back(found, part, self.database)
+        return found
+
     def _count_rows(self, op: SqlRows) -> int | None:
         """Rows of a harvest that waits for no answer: DuckDB counts them while planning, so that
         EXPLAIN knows how many calls there are to make."""
@@ -222,14 +240,18 @@ class SqlBatch:
         """
         database = self.database
         self.runs = []
-        begun = _begun(out) if resume and out is not None else ""
-        identity = run_id or begun or secrets.token_hex(8)
+        identity = run_id or (kept_identity(out) if resume and out is not None else "")
+        identity = identity or secrets.token_hex(8)
         results: list[QueryResult] = []
         for number, compiled in enumerate(self._parts, 1):
             # A statement that reads what another of the batch writes comes in a later part.
-            part = out / f"part{number}" if out is not None and len(self.prepared) > 1 else out
-            if resume and part is not None and (part / "manifest.json").exists():
+            several = out is not None and len(self.prepared) > 1
+            part = part_directory(out, number) if out is not None and several else out
+            if resume and part is not None and has_begun(part):
                 prepared = self._as_begun(compiled, part)
+                if out is not None and has_begun(part_directory(out, number + 1)):
+                    results += self._ended_before(prepared, part)
+                    continue
             else:
                 prepared = self._sampled(compiled, self.prepared[number - 1], announce)
             run = self._session.run_prepared(
@@ -409,24 +431,16 @@ class SqlBatch:
             if result.written is None:
                 with replaced_path(folder / f"{result.name}.parquet") as aside:
                     result.write(aside, "parquet")
-        with replaced_text(out / "halo_errors.jsonl") as file:
+        with replaced_text(out / ERRORS) as file:
             for result in results:
                 for failure in result.errors:
                     file.write(json.dumps(asdict(failure), ensure_ascii=False) + "\n")
 
 
-def _begun(out: Path) -> str:
-    """The identity of the run that began in `out`, which marks its writes; empty when none did."""
-    for folder in (out, *part_directories(out)):
-        if (folder / "manifest.json").exists():
-            return str(RunDirectory.open(folder).manifest.get("run_id", ""))
-    return ""
-
-
 def part_directories(out: Path) -> list[Path]:
     """The run directories of the parts that have begun, in order; none when the batch has one."""
-    numbered = (out / f"part{number}" for number in itertools.count(1))
-    return list(itertools.takewhile(lambda part: (part / "manifest.json").exists(), numbered))
+    numbered = (part_directory(out, number) for number in itertools.count(1))
+    return list(itertools.takewhile(has_begun, numbered))
 
 
 def _parts(

@@ -12,12 +12,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from costmodel.usage import OpMetrics, Usage
 from planner.logical import Json
-from runtime.clock import new_event_loop
+from runtime.clock import LoopClock, new_event_loop
 from runtime.errors import RunDirectoryError, ValueTypeError
 from runtime.journal import GROUP_RECORDS, VIRTUAL_COMMIT_S, Journal
 from runtime.journal_reader import read_calls, read_metrics, read_outcomes, read_progress
@@ -366,10 +367,18 @@ def test_on_virtual_time_a_journal_that_is_closed_in_the_middle_is_settled_once(
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, what: faults.append(what))
         journal = Journal(path)
+        on_disk, written = asyncio.Event(), journal._written
+
+        def tell(group: Any, error: RunDirectoryError | None) -> None:
+            written(group, error)
+            on_disk.set()
+
+        journal._written = tell  # type: ignore[method-assign]
         durable = journal.record_call(CALL)
         await asyncio.sleep(1.5 * VIRTUAL_COMMIT_S)  # handed over, and not due yet
-        while is_written and not journal._writing[0].written:
-            await asyncio.sleep(0)
+        if is_written:
+            with LoopClock().outside():
+                await on_disk.wait()
         journal.close()
         await durable
         await asyncio.sleep(1)

@@ -162,6 +162,42 @@ def test_a_batch_in_parts_is_resumed_as_one(
     assert not (folder / "run" / "part1" / "part1").exists()
 
 
+def test_a_batch_is_resumed_from_python_without_writing_twice(folder: Path) -> None:
+    path = folder / "shop.duckdb"
+    with Session(engine="simulated", db=path) as session:
+        for resume in (False, True, True):
+            text = "INSERT INTO todo SELECT -1; INSERT INTO todo SELECT -1"
+            run_sql(text, out=folder / "run", resume=resume, session=session).database.close()
+            with duckdb.connect(path) as connection:
+                found = connection.execute("SELECT count(*) FROM todo WHERE id < 0").fetchall()
+            assert found == [(2,)]
+
+
+def test_a_part_that_has_ended_keeps_its_rows_when_the_batch_is_resumed(folder: Path) -> None:
+    text = """SELECT id, AI_COMPLETE('{id}', max_tokens := 4) AS c, sum(id) OVER () AS s,
+            {'a': [id]} AS n, AI_COMPLETE('x {id}', returns := 'STRUCT(a VARCHAR)', max_tokens := 1)
+            AS none FROM todo ORDER BY id;
+        INSERT INTO todo SELECT id + 100 FROM todo; SELECT count(*) AS n FROM todo"""
+    rows: list[list[list[object]]] = []
+    errors: list[int] = []
+    for resume in (False, True):
+        with (
+            Session(engine="simulated", db=folder / "shop.duckdb") as session,
+            SqlBatch(text, session) as batch,
+        ):
+            results = batch.run(out=folder / "run", resume=resume)
+            rows.append([[tuple(row) for row in result.tuples()] for result in results])
+            errors.append(sum(len(result.errors) for result in results))
+            made = [run.summary()["calls"]["made"] for run in batch.runs]
+    assert rows[0] == rows[1] and len(rows[0][0]) == 5 and rows[0][2] == [(10,)]
+    assert made == [0, 0, 0] and errors == [5, 5]
+    with duckdb.connect() as connection:
+        exported = connection.execute(
+            f"SELECT count(*) FROM '{folder}/run/part1/results/q1.parquet'"
+        )
+        assert exported.fetchall() == [(5,)]
+
+
 def test_files_that_are_not_there_are_told_before_any_call(
     session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -300,6 +300,16 @@ def test_a_call_that_begins_when_others_are_given_up_changes_nothing_for_them(
     on(server, folder, check)
 
 
+def test_a_load_that_is_not_told_names_its_own_deadline(server: FaultServer, folder: Path) -> None:
+    server.loads_hang = True
+
+    async def check(backend: SglangBackend) -> None:
+        with pytest.raises(EngineUnreachableError, match=r"within 0\.2 s"):
+            await backend.read_load()
+
+    on(server, folder, check, stall_s=0.2)
+
+
 def test_one_call_that_hangs_ends_at_its_deadline(server: FaultServer, folder: Path) -> None:
     server.behave = lambda number, body: "stall"
 

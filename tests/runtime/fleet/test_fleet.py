@@ -277,6 +277,29 @@ def test_an_answer_to_another_call_ends_the_wait_for_a_server() -> None:
     run(main)
 
 
+def test_a_server_that_comes_and_goes_is_waited_for() -> None:
+    """It is back for a moment, and gone before those who wait have noticed."""
+
+    async def main() -> None:
+        clock = LoopClock()
+        engine = Engine(clock)
+        fleet = FleetBackend([engine], clock, recovery_s=30)
+        gone = EngineUnreachableError("gone", backend="x", retryable=True)
+        engine.up = False
+        with pytest.raises(EngineUnreachableError):
+            await fleet.generate(ask("first"))
+        waits = asyncio.create_task(fleet.generate(ask("waits")))
+        await clock.sleep_s(3)
+        fleet._note_success(fleet.replicas[0])
+        fleet._note_failure(fleet.replicas[0], gone)
+        await clock.sleep_s(3)
+        engine.up = True
+        assert (await waits).text == "engine" and clock.now_s() < 20
+        await fleet.close()
+
+    run(main)
+
+
 def test_a_server_that_stays_away_ends_rows_with_its_name() -> None:
     async def main() -> None:
         clock = LoopClock()
