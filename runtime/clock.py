@@ -28,7 +28,7 @@ class Clock(Protocol):
         """Seconds on a monotonic clock."""
         ...
 
-    async def sleep_s(self, seconds: float) -> None:
+    def sleep_s(self, seconds: float) -> Coroutine[Any, Any, None]:
         """Wait; under virtual time this takes no real time."""
         ...
 

@@ -199,10 +199,11 @@ class Evaluator:
         """Take what a call has given. False when the operator goes on, or the run is over."""
         try:
             record = call.result()
-            frame.values[position] = step.value(record)
-        except MisfitError as misfit:
-            self._spawn(frame, position, partial(step.again, record=record, misfit=misfit))
-            return False
+            try:
+                frame.values[position] = step.value(record)
+            except MisfitError as misfit:
+                self._spawn(frame, position, partial(step.again, record=record, misfit=misfit))
+                return False
         except asyncio.CancelledError as error:
             self.crashed(error)
             return False
