@@ -79,6 +79,7 @@ class Dispatcher:
         self._retry = RetryPolicy(max_attempts)
         self._origin_s = clock.now_s()
         self._stopped = False
+        self._held_slots: dict[Future[None], dict[Lane, int]] = {}
         self._pauses: set[asyncio.Task[None]] = set()
         self._open: set[OpenCall] = set()
 
@@ -235,10 +236,7 @@ class Dispatcher:
             lane.release()
             raise
         lane.leave(ticket)
-        if durable.done():
-            self._release(lane, durable)
-        else:
-            durable.add_done_callback(partial(self._release, lane))
+        self._release_when(durable, lane)
         return record
 
     def _check_budget(self) -> None:
@@ -326,14 +324,31 @@ class Dispatcher:
             attempts=answer.attempts,
         )
 
-    def _release(self, lane: Lane, durable: asyncio.Future[None]) -> None:
+    def _release_when(self, durable: Future[None], lane: Lane) -> None:
+        """Give a slot of `lane` back when `durable` is done. Records that are committed together
+        have one future, and their slots come back together."""
+        if durable.done():
+            self._check_recorded(durable)
+            lane.release()
+            return
+        slots = self._held_slots.get(durable)
+        if slots is None:
+            slots = self._held_slots[durable] = {}
+            durable.add_done_callback(self._release)
+        slots[lane] = slots.get(lane, 0) + 1
+
+    def _release(self, durable: Future[None]) -> None:
+        self._check_recorded(durable)
+        for lane, slots in self._held_slots.pop(durable).items():
+            lane.release(slots)
+
+    def _check_recorded(self, durable: Future[None]) -> None:
         error = None if durable.cancelled() else durable.exception()
         if error is not None:
             # Nothing is recorded any more: to go on would spend calls that a resume repeats.
             reason = str(error)
-            for each in self._lanes.values():
-                each.refuse(lambda: _unrecorded(reason))
-        lane.release()
+            for lane in self._lanes.values():
+                lane.refuse(lambda: _unrecorded(reason))
 
 
 def derive_seed(run_seed: int, identity: str) -> int:

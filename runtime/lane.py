@@ -134,9 +134,9 @@ class Lane:
         self.in_flight -= 1
         self.failed(ticket)
 
-    def release(self) -> None:
-        """Give a slot back."""
-        self._taken -= 1
+    def release(self, slots: int = 1) -> None:
+        """Give slots back."""
+        self._taken -= slots
         self._admit()
 
     def refuse(self, error: Callable[[], Exception]) -> None:
