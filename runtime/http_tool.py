@@ -27,8 +27,8 @@ _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 
 
 class HttpTools:
-    """Calls HTTP tools; connections are kept between calls, but for those of writes: a server may be
-    closing a kept one, and a write that breaks is not tried again. Use in one event loop."""
+    """Calls HTTP tools. Connections are kept between calls, except for writes: the server may be
+    closing a kept one, and a write that breaks is not tried again. Use it in one event loop."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
