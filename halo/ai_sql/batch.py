@@ -426,7 +426,7 @@ def _parts(
         target = each.statement.written
         if not parts or any(name in text for name in written) or (target and target in named):
             parts.append([])
-            written, named = set(), ""
+            written, named = set[str](), ""
         parts[-1].append(each)
         named += f"\n{text}"
         if target:
