@@ -67,17 +67,12 @@ class Lane:
             else None
         )
 
-    @property
-    def tracks_prefixes(self) -> bool:
-        """Whether it matters to this lane when a prompt is prefilled."""
-        return self._priming is not None
-
     def awaits_prefill(self, ticket: Ticket) -> bool:
         """Whether others may be held until the prompt of `ticket` is prefilled: to be told of it
         costs a streamed answer."""
-        if self._priming is None or ticket.prefill is None:
+        if not self._hold or self._priming is None or ticket.prefill is None:
             return False
-        return not self._hold or self._priming.may_hold(ticket.prefill)
+        return self._priming.may_hold(ticket.prefill)
 
     @property
     def free(self) -> int:
