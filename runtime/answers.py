@@ -6,6 +6,7 @@ all the same, because an answer may be cut at its token limit and not every engi
 
 from __future__ import annotations
 
+from asyncio import Future
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -121,16 +122,21 @@ class Asker:
         self.models = models
         self._metrics = metrics
 
-    async def ask(
+    def begin(
         self,
         worker: str,
         request: Request,
         site: CallSite,
         priority: int,
-        answer_type: AnswerType,
         early: OpenCall | None = None,
+    ) -> Future[CallRecord]:
+        """A call as a future: of its record, or of why there is none."""
+        return self.models.begin(worker, request, site, priority=priority, early=early)
+
+    async def ask(
+        self, worker: str, request: Request, site: CallSite, priority: int, answer_type: AnswerType
     ) -> Json:
-        """The value of a model's answer to `request`, whose prompt may be open already (`early`).
+        """The value of a model's answer to `request`.
 
         An answer that was cut at its token limit is asked for again with twice the limit; one that
         does not fit, with the reason in a second turn of the conversation. Raises
@@ -138,12 +144,27 @@ class Asker:
         """
         if isinstance(answer_type, JsonType):
             answer_type.ensure_sound()
-        record = await self.models.complete(worker, request, site, priority=priority, early=early)
-        text = answer_text(record)
+        record = await self.models.complete(worker, request, site, priority=priority)
         try:
-            return _value(record, text, request, answer_type)
+            return typed_answer(record, request.max_tokens, answer_type)
         except MisfitError as misfit:
-            reason = str(misfit)
+            return await self.ask_again(
+                worker, request, site, priority, answer_type, record, str(misfit)
+            )
+
+    async def ask_again(
+        self,
+        worker: str,
+        request: Request,
+        site: CallSite,
+        priority: int,
+        answer_type: AnswerType,
+        record: CallRecord,
+        reason: str,
+    ) -> Json:
+        """The value of a second answer: `record` is the first one, which does not fit for the given
+        reason. Raises `OutputTypeError`."""
+        text = answer_text(record)
         cut = record.finish_reason == "length"
         second = (
             replace(request, max_tokens=2 * request.max_tokens)
@@ -163,29 +184,30 @@ class Asker:
                 f"the model's context; shorten the prompt or ask for less; it began: "
                 f"{excerpt(text)}"
             ) from None
-        text = answer_text(record)
         try:
-            return _value(record, text, second, answer_type)
+            return typed_answer(record, second.max_tokens, answer_type)
         except MisfitError as misfit:
             self._count_error(site)
             raise OutputTypeError(
                 f"the answer does not fit its type, also when asked again: {misfit}; raise "
                 f"max_tokens, bound its strings (max_length), ask for a simpler type or use a "
                 f"larger model; the answer: "
-                f"{excerpt(text)}"
+                f"{excerpt(answer_text(record))}"
             ) from None
 
     def _count_error(self, site: CallSite) -> None:
         self._metrics.setdefault(site.op, OpMetrics()).errors += 1
 
 
-def _value(record: CallRecord, text: str, request: Request, answer_type: AnswerType) -> Json:
+def typed_answer(record: CallRecord, max_tokens: int, answer_type: AnswerType) -> Json:
+    """The value of a model's answer, which had at most `max_tokens`. Raises `MisfitError`."""
+    text = answer_text(record)
     if record.finish_reason == "length" and isinstance(answer_type, Options):
         option = answer_type.completed(text)
         if option is not None:
             return option
     if record.finish_reason == "length" and answer_type.is_partial(text):
-        raise MisfitError(f"it was cut at {request.max_tokens} tokens")
+        raise MisfitError(f"it was cut at {max_tokens} tokens")
     return answer_type.parse(text)
 
 

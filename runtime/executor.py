@@ -82,6 +82,7 @@ class Progress:
     Attributes:
         rows_active: rows under way, each once.
         calls_in_flight: calls that engines work on.
+        share_started: of the rows that there are so far, those that have started, ended or not.
         requested, made, shared, replayed: of calls, as in `OpMetrics`.
         queries: the rows of each query.
         calls_expected: what the whole run is expected to make, as its first rows suggest; None
@@ -99,6 +100,7 @@ class Progress:
     replayed: int
     queries: Mapping[str, QueryProgress] = field(default_factory=dict[str, QueryProgress])
     calls_expected: float | None = None
+    share_started: float = 0.0
 
 
 @dataclass(slots=True)
@@ -208,6 +210,7 @@ class Executor:
         queries = {name: query.progress for name, query in self._queries.items()}
         # A list made in one step: the loop's thread may add operators meanwhile.
         calls = [m for op, m in list(self._metrics.items()) if op in self._calls]
+        rows = sum(stage.total for stage in self._stages.values())
         return Progress(
             rows_total=sum(q.rows_total for q in queries.values()),
             rows_done=sum(q.rows_done for q in queries.values()),
@@ -219,6 +222,7 @@ class Executor:
             shared=sum(m.shared for m in calls),
             replayed=sum(m.replayed for m in calls),
             queries=queries,
+            share_started=min(1.0, self._admitted / rows) if rows else 0.0,
         )
 
     @property

@@ -70,9 +70,9 @@ class Lane:
     def awaits_prefill(self, ticket: Ticket) -> bool:
         """Whether others may be held until the prompt of `ticket` is prefilled: to be told of it
         costs a streamed answer."""
-        if self._priming is None or ticket.prefill is None:
+        if not self._hold or self._priming is None or ticket.prefill is None:
             return False
-        return not self._hold or self._priming.may_hold(ticket.prefill)
+        return self._priming.may_hold(ticket.prefill)
 
     @property
     def free(self) -> int:
@@ -129,9 +129,9 @@ class Lane:
         self.in_flight -= 1
         self.failed(ticket)
 
-    def release(self) -> None:
-        """Give a slot back."""
-        self._taken -= 1
+    def release(self, slots: int = 1) -> None:
+        """Give slots back."""
+        self._taken -= slots
         self._admit()
 
     def refuse(self, error: Callable[[], Exception]) -> None:

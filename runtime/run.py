@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -130,12 +130,16 @@ class RunHandle:
     """A run under way: `stop` and `progress` from outside, `run` in the loop."""
 
     def __init__(self, inputs: RunInputs) -> None:
-        self.clock = LoopClock()
         self._inputs = inputs
         self._executor: Executor | None = None
         self._metrics: dict[str, OpMetrics] = {}
         self._stopped = ""
         self.budget_reached = False
+
+    @cached_property
+    def clock(self) -> LoopClock:
+        """Of the loop that is running when it is first asked for: that of the run."""
+        return LoopClock(asyncio.get_running_loop())
 
     @property
     def progress(self) -> Progress | None:
@@ -144,7 +148,9 @@ class RunHandle:
             return None
         progress = self._executor.progress
         done = progress.rows_done / progress.rows_total if progress.rows_total else 0.0
-        forecast = refined(self._inputs.stats, dict(list(self._metrics.items())), done)
+        forecast = refined(
+            self._inputs.stats, dict(list(self._metrics.items())), done, progress.share_started
+        )
         return replace(progress, calls_expected=forecast.total.calls)
 
     def use(self, plan: PhysicalPlan) -> None:

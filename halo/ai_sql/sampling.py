@@ -2,7 +2,8 @@
 
 What filters keep and what answers cost cannot be known before; a sample measures both, so that the
 planner can put the filter first that drops most for its price. Its answers are not lost: the run
-that follows takes them from a cache, so that a sample adds no call but those of fresh ones.
+that follows takes them from a cache, so that a sample adds no call but those of sampled and fresh
+ones.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from halo.trace_report.rates_book import RatesBook
 from halo.trace_report.tally import Tally
 from halo.trace_report.what_if import Scenarios
 from halo.traces.counting import BYTES, load_tokenizer
-from halo.traces.read import Piece, read_piece, split
+from halo.traces.read import Piece, number_lines, read_piece, split
 from halo.traces.record import Problem, Problems
 
 CHUNK_BYTES = 16 * 1024 * 1024
@@ -129,20 +129,21 @@ def _results(
     """Results of the pieces in their order; a few more than there are processes are under way."""
     jobs = options.jobs or multiprocessing.cpu_count()
     size = sum(_bytes_of(piece) for piece in pieces)
+    numbered = number_lines(pieces)
     if jobs < 2 or len(pieces) < 2 or size < SMALL_BYTES:
-        for piece in pieces:
+        for piece in numbered:
             yield analyze_piece(piece, options, analyzer)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(jobs, len(pieces)), mp_context=context) as pool:
-        queue = list(enumerate(pieces))[::-1]
         running: dict[Future[str], int] = {}
         ready: dict[int, str] = {}
-        given = 0
-        while queue or running or ready:
-            while queue and len(running) + len(ready) < jobs + 2:
-                number, piece = queue.pop()
-                running[pool.submit(analyze_piece_as_text, piece, options)] = number
+        sent = given = 0
+        while given < len(pieces):
+            while sent < len(pieces) and len(running) + len(ready) < jobs + 2:
+                future = pool.submit(analyze_piece_as_text, next(numbered), options)
+                running[future] = sent
+                sent += 1
             if given in ready:
                 yield json.loads(ready.pop(given))
                 given += 1

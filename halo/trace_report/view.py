@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from costmodel.pte import PteRates, PteTotals, TurnCost, fresh_share, price, total
 from costmodel.pte import Turn as PricedTurn
 from halo.trace_report.answers import is_failure
-from halo.trace_report.words import words
+from halo.trace_report.words import running_words, words
 from halo.traces.counting import priced_turns
 from halo.traces.record import Message, ToolCall, Trace
 
@@ -42,22 +43,23 @@ class CallAt:
         return " ".join((self.call.arguments_text or str(arguments)).split())
 
 
-PROMPT, ANSWER, OUTPUT = 0, 1, 2
-"""Places within a turn, in the order of a context: place 3 * turn + one of these."""
-
-
 @dataclass(frozen=True, slots=True)
 class WordPlaces:
-    """Places of words in a trace.
+    """What tool answers brought into a trace, of the words that the model writes.
 
     Attributes:
-        first: where a word is first met.
-        written: where the model last wrote it; missing when it never did.
+        brought_at: the turn with whose answers a word came in. Words that the model wrote first, or
+            that a prompt had, are missing.
+        brought: the words that an answer brought, if any, by its turn and place among the inputs:
+            the model writes them, then or later, and nothing before this turn's answers had them.
+        repeats: turn and place of tool answers that have no word which is new to the context,
+            whether the model writes it or not.
         outputs: words of each turn's answer, calls included.
     """
 
-    first: dict[str, int]
-    written: dict[str, int]
+    brought_at: dict[str, int]
+    brought: dict[tuple[int, int], Set[str]]
+    repeats: Set[tuple[int, int]]
     outputs: list[frozenset[str]]
 
 
@@ -69,7 +71,6 @@ class View:
     rates: PteRates
     turns: list[PricedTurn] = field(default_factory=list[PricedTurn])
     costs: list[TurnCost] = field(default_factory=list[TurnCost])
-    _words: dict[int, frozenset[str]] = field(default_factory=dict[int, frozenset[str]])
     _failures: dict[int, bool] = field(default_factory=dict[int, bool])
 
     def __post_init__(self) -> None:
@@ -158,36 +159,40 @@ class View:
 
     @cached_property
     def word_places(self) -> WordPlaces:
-        """Where each word of the trace is first met, and last written by the model."""
-        first: dict[str, int] = {}
-        written: dict[str, int] = {}
-        outputs: list[frozenset[str]] = []
-        for place, turn in enumerate(self.trace.turns):
-            for offset, role_is_tool in ((PROMPT, False), (ANSWER, True)):
-                for message in turn.inputs:
-                    if (message.role == "tool") is role_is_tool:
-                        here = 3 * place + offset
-                        for word in self.words_of(message):
-                            if word not in first:
-                                first[word] = here
-            output = turn.output
-            texts = [output.text, output.reasoning]
-            texts += [call.arguments_text or str(call.arguments or "") for call in output.calls]
-            found = words("\n".join(texts))
-            outputs.append(found)
-            here = 3 * place + OUTPUT
-            for word in found:
-                written[word] = here
-                if word not in first:
-                    first[word] = here
-        return WordPlaces(first, written, outputs)
-
-    def words_of(self, message: Message) -> frozenset[str]:
-        """Words of a message's text, found once."""
-        known = self._words.get(id(message))
-        if known is None:
-            known = self._words[id(message)] = words(message.text)
-        return known
+        """Where words that the model writes come from. Texts can be long: each is cut into its
+        words once, and they meet those of others as whole sets."""
+        outputs = [_output_words(turn.output) for turn in self.trace.turns]
+        met: set[str] = set()
+        unmet = set[str]().union(*outputs)  # written by the model, and met nowhere yet
+        brought_at: dict[str, int] = {}
+        brought: dict[tuple[int, int], Set[str]] = {}
+        repeats: set[tuple[int, int]] = set()
+        for place, (turn, output) in enumerate(zip(self.trace.turns, outputs, strict=True)):
+            for message in turn.inputs:
+                if message.role != "tool":
+                    found = running_words(message.text)
+                    met.update(found)
+                    unmet.difference_update(found)
+            # Answers of one turn are side by side: none of them is before another.
+            answers: list[Collection[str]] = []
+            answered: set[str] = set()
+            for number, message in enumerate(turn.inputs):
+                if message.role == "tool":
+                    found = running_words(message.text)
+                    answers.append(found)
+                    if met.issuperset(found):
+                        repeats.add((place, number))
+                    new = unmet.intersection(found)
+                    if new:
+                        brought[place, number] = new
+                        answered |= new
+            for found in answers:
+                met.update(found)
+            brought_at.update(dict.fromkeys(answered, place))
+            met |= output
+            unmet -= answered
+            unmet -= output
+        return WordPlaces(brought_at, brought, repeats, outputs)
 
     def is_failure(self, message: Message) -> bool:
         """Whether a tool answer reports a failure, judged once."""
@@ -195,3 +200,9 @@ class View:
         if known is None:
             known = self._failures[id(message)] = is_failure(message)
         return known
+
+
+def _output_words(output: Message) -> frozenset[str]:
+    texts = [output.text, output.reasoning]
+    texts += [call.arguments_text or str(call.arguments or "") for call in output.calls]
+    return words("\n".join(texts))

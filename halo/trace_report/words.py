@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 _MOST_CHARACTERS = 24_000
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789_"
-_TO_BLANK = {code: " " for code in range(128) if chr(code) not in _LETTERS}
+# Lower case, and blanks between words; only ASCII is looked up in it.
+_TO_WORDS = bytes(
+    ord(low) if (low := chr(code).lower()) in _LETTERS else ord(" ") for code in range(256)
+)
 _WORD = re.compile(r"\w{2,}")
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{2,}")  # kana, hanzi, hangul
 
@@ -19,16 +23,27 @@ def words(text: str) -> frozenset[str]:
         >>> sorted(words("Total: 1,234 for item_7"))
         ['1', '234', 'for', 'item_7', 'total']
     """
+    return frozenset(running_words(text))
+
+
+def running_words(text: str) -> Collection[str]:
+    """The `words` of a text with or without repeats: cheaper, for whoever looks at each once."""
     if len(text) > _MOST_CHARACTERS:
         half = _MOST_CHARACTERS // 2
         text = f"{text[:half]}\n{text[-half:]}"
+    if text.isascii():
+        return _ascii_words(text)
     lower = text.lower()
     if lower.isascii():
-        return frozenset(lower.translate(_TO_BLANK).split())
+        return _ascii_words(lower)
     found = set(_WORD.findall(lower))
     for run in _UNSPACED.findall(lower):
         found.update(run[place : place + 2] for place in range(len(run) - 1))
-    return frozenset(found)
+    return found
+
+
+def _ascii_words(text: str) -> list[str]:
+    return text.encode("ascii").translate(_TO_WORDS).decode("ascii").split()
 
 
 def is_telling(word: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from halo.errors import InputError, TraceFormatError
@@ -22,7 +22,7 @@ from halo.traces import (
 )
 from halo.traces.build import check_pairs, settle_cached_tokens
 from halo.traces.record import Problems, Trace
-from halo.traces.source import Head, Source, read_head, split_lines
+from halo.traces.source import Head, Source, count_lines, read_head, split_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +60,17 @@ READERS = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of the work: a file, or a range of its lines."""
+    """A part of the work: a file, or a range of its lines.
+
+    Attributes:
+        lines_before: lines of the file before the range; None when nobody counted them.
+    """
 
     path: Path
     reader: str
     start: int = 0
     end: int | None = None
+    lines_before: int | None = None
 
 
 def recognise(path: Path, head: Head | None = None) -> Reader:
@@ -114,10 +119,30 @@ def split(path: Path, chunk_bytes: int) -> list[Piece]:
     return [Piece(path, reader.name, start, end) for start, end in split_lines(path, chunk_bytes)]
 
 
+def number_lines(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The pieces with their `lines_before`, each counted when it is asked for. Pieces of a file
+    come in its order, so every byte is counted once and not again by each later piece."""
+    before = Piece(Path(), "")
+    for piece in pieces:
+        if piece.start:
+            known = before.lines_before if before.path == piece.path else None
+            begin = 0 if known is None else before.start
+            try:
+                with piece.path.open("rb") as stream:
+                    stream.seek(begin)
+                    lines = (known or 0) + count_lines(stream, piece.start - begin)
+            except OSError:
+                yield piece  # whoever reads it meets the error, and reports it
+                continue
+            piece = replace(piece, lines_before=lines)
+        before = piece
+        yield piece
+
+
 def read_piece(piece: Piece, problems: Problems) -> Iterator[Trace]:
     """The traces of a piece, ready but for tokens that it does not count."""
     reader = next(each for each in READERS if each.name == piece.reader)
-    source = Source(piece.path, problems, piece.start, piece.end)
+    source = Source(piece.path, problems, piece.start, piece.end, piece.lines_before)
     for trace in reader.read(source, read_head(piece.path)):
         if not trace.turns:
             problems.add(trace.place, "no model call")

@@ -118,7 +118,7 @@ class SglangBackend(Backend):
         self._stall_s = stall_s
         self._limit_changed: list[Callable[[], None]] = []
         self._calls: set[asyncio.Task[Any]] = set()
-        self._stalled = False
+        self._given_up: set[asyncio.Task[Any]] = set()
         self._watcher: asyncio.Task[None] | None = None
         self._aborts: set[asyncio.Task[None]] = set()
 
@@ -201,7 +201,7 @@ class SglangBackend(Backend):
                 return await self._whole(payload), None
             return await self._streamed(payload, on_prefilled)
         except asyncio.CancelledError:
-            if self._stalled and not task.cancelling() - 1:
+            if task in self._given_up and not task.cancelling() - 1:
                 task.uncancel()
                 raise EngineUnreachableError(
                     f"{self.info.url} has not reacted for {self._stall_s:g} s; its calls are given "
@@ -216,6 +216,7 @@ class SglangBackend(Backend):
             raise
         finally:
             self._calls.discard(task)
+            self._given_up.discard(task)
 
     async def _whole(self, payload: dict[str, Any]) -> Answer:
         document = await self._http.post("/generate", payload)
@@ -272,7 +273,6 @@ class SglangBackend(Backend):
 
     def _watch(self) -> None:
         if self._watcher is None or self._watcher.done():
-            self._stalled = False
             self._watcher = asyncio.ensure_future(self._follow_load())
 
     async def _follow_load(self) -> None:
@@ -286,7 +286,7 @@ class SglangBackend(Backend):
                 load = await self.read_load()
             except EngineUnreachableError as error:
                 _log.warning("no load from %s: %s", self.info.url, error)
-                self._stalled = True
+                self._given_up |= self._calls
                 for call in self._calls:
                     call.cancel()
                 return

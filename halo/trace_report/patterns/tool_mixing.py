@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from halo.trace_report.finding import Finding, Thresholds, Verdict, quote
 from halo.trace_report.tool_families import family_of, is_action, is_final
-from halo.trace_report.view import ANSWER, OUTPUT, CallAt, View
+from halo.trace_report.view import CallAt, View
 from halo.trace_report.words import is_telling
 
 NAME = "tool_mixing"
@@ -28,9 +28,9 @@ def find(view: View, thresholds: Thresholds) -> Verdict:
         if place == len(calls) or families[place] != families[start]:
             runs.append((start, place))
             start = place
-    gave: dict[str, set[int]] = {}  # places of answers, by family
+    gave: dict[str, set[int]] = {}  # turns with answers, by family
     for each, family in zip(calls, families, strict=True):
-        gave.setdefault(family, set()).add(3 * each.answer_turn + ANSWER)
+        gave.setdefault(family, set()).add(each.answer_turn)
     for first, middle, second in zip(runs, runs[1:], runs[2:], strict=False):
         if families[first[0]] != families[second[0]]:
             continue
@@ -61,11 +61,10 @@ def _uses(view: View, back: CallAt, given: list[CallAt], gave: set[int]) -> bool
         return True  # nobody can tell
     if any(each.answer_turn > back.turn for each in given):
         return True  # asked side by side: it could not use this
-    places = view.word_places
+    brought_at = view.word_places.brought_at
     return any(
-        places.first[word] in gave and is_telling(word)
-        for word in places.outputs[back.turn]
-        if places.first[word] < 3 * back.turn + OUTPUT
+        brought_at.get(word) in gave and is_telling(word)
+        for word in view.word_places.outputs[back.turn]
     )
 
 

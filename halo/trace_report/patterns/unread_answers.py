@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from halo.trace_report.finding import Finding, Thresholds, Verdict, quote
-from halo.trace_report.view import ANSWER, View
+from halo.trace_report.view import View
 from halo.trace_report.words import is_strong, is_telling
 
 NAME = "unread_answers"
@@ -33,17 +33,11 @@ def find(view: View, thresholds: Thresholds) -> Verdict:
     for each in large:
         answer = each.answer
         assert answer is not None
-        here = 3 * each.answer_turn + ANSWER
-        first, written = places.first, places.written
-        shared = view.words_of(answer) & written.keys()
-        used = [
-            word
-            for word in shared
-            if first[word] == here and written[word] > here and is_telling(word)
-        ]
+        here = (each.answer_turn, each.answer_place)
+        used = [word for word in places.brought.get(here, ()) if is_telling(word)]
         if len(used) >= _FEW_WORDS or any(is_strong(word) for word in used):
             continue
-        if not any(first[word] == here for word in view.words_of(answer)):
+        if here in places.repeats:
             continue  # it repeats what the context has: another rule's business
         confidence = 0.75 if not used else 0.6
         findings.append(

@@ -75,6 +75,7 @@ def test_formats_of_the_output(folder: Path) -> None:
         ("SELECT 1 FORM t", 1, "syntax error"),
         ("DROP TABLE reviews", 5, "S002"),
         ("SELECT * FROM 'https://x.invalid/a.csv'", 5, "S301"),
+        ("SELECT * FROM read_text('/etc/' || 'hostname')", 5, "may not be read"),
         (
             "SELECT AI_COMPLETE('x', returns := 'STRUCT(a VARCHAR)', max_tokens := 1)",
             3,
@@ -102,6 +103,17 @@ def test_rules_are_switched_off_by_name(folder: Path) -> None:
     assert json.loads(off.stdout)["calls"]["made"] == 60
     bad = command(text, "--db", "shop.duckdb", "--no-such-rule", cwd=folder)
     assert bad.returncode == 1 and "no rule 'such-rule'" in bad.stderr
+
+
+def test_flags_and_the_text_are_told_apart(folder: Path) -> None:
+    text = "-- a comment first\nSELECT 4 AS n"
+    assert command(text, "--format", "jsonl", cwd=folder).stdout.strip() == '{"n":4}'
+    first = command("--no-slice-limits", "SELECT 5 AS n", "--format", "jsonl", cwd=folder)
+    assert first.stdout.strip() == '{"n":5}'
+    wrong = command("SELECT 1", "--modle", "x", cwd=folder)
+    assert wrong.returncode == 2 and "Did you mean '--model'" in wrong.stderr
+    two = command("SELECT 1", "SELECT 2", cwd=folder)
+    assert two.returncode == 2 and "one text in quotes" in two.stderr
 
 
 def test_a_run_directory_holds_the_results(folder: Path) -> None:
@@ -137,8 +149,8 @@ def test_a_batch_in_parts_is_resumed_as_one(
         INSERT INTO n SELECT -1 AS id; INSERT INTO n SELECT -1 AS id;
         SELECT count(*) AS n, count(*) FILTER (WHERE id < 0) AS twice FROM n"""
     code = sql_verb.sql(
-        text, file=None, out=Path("run"), format="table", params=[], workflows=[], allow=[],
-        rules=[], config_file=None, flags={"engine": "simulated", "db": folder / "shop.duckdb"},
+        [text], file=None, out=Path("run"), format="table", params=[], workflows=[], allow=[],
+        config_file=None, flags={"engine": "simulated", "db": folder / "shop.duckdb"},
         dry_run=False, json_out=True,
     )  # fmt: skip
     begun = json.loads(capsys.readouterr().out)
@@ -148,6 +160,42 @@ def test_a_batch_in_parts_is_resumed_as_one(
         again = json.loads(capsys.readouterr().out)
         assert again["results"] == begun["results"] and again["calls"]["made"] <= 1
     assert not (folder / "run" / "part1" / "part1").exists()
+
+
+def test_a_batch_is_resumed_from_python_without_writing_twice(folder: Path) -> None:
+    path = folder / "shop.duckdb"
+    with Session(engine="simulated", db=path) as session:
+        for resume in (False, True, True):
+            text = "INSERT INTO todo SELECT -1; INSERT INTO todo SELECT -1"
+            run_sql(text, out=folder / "run", resume=resume, session=session).database.close()
+            with duckdb.connect(path) as connection:
+                found = connection.execute("SELECT count(*) FROM todo WHERE id < 0").fetchall()
+            assert found == [(2,)]
+
+
+def test_a_part_that_has_ended_keeps_its_rows_when_the_batch_is_resumed(folder: Path) -> None:
+    text = """SELECT id, AI_COMPLETE('{id}', max_tokens := 4) AS c, sum(id) OVER () AS s,
+            {'a': [id]} AS n, AI_COMPLETE('x {id}', returns := 'STRUCT(a VARCHAR)', max_tokens := 1)
+            AS none FROM todo ORDER BY id;
+        INSERT INTO todo SELECT id + 100 FROM todo; SELECT count(*) AS n FROM todo"""
+    rows: list[list[list[object]]] = []
+    errors: list[int] = []
+    for resume in (False, True):
+        with (
+            Session(engine="simulated", db=folder / "shop.duckdb") as session,
+            SqlBatch(text, session) as batch,
+        ):
+            results = batch.run(out=folder / "run", resume=resume)
+            rows.append([[tuple(row) for row in result.tuples()] for result in results])
+            errors.append(sum(len(result.errors) for result in results))
+            made = [run.summary()["calls"]["made"] for run in batch.runs]
+    assert rows[0] == rows[1] and len(rows[0][0]) == 5 and rows[0][2] == [(10,)]
+    assert made == [0, 0, 0] and errors == [5, 5]
+    with duckdb.connect() as connection:
+        exported = connection.execute(
+            f"SELECT count(*) FROM '{folder}/run/part1/results/q1.parquet'"
+        )
+        assert exported.fetchall() == [(5,)]
 
 
 def test_files_that_are_not_there_are_told_before_any_call(
@@ -238,6 +286,27 @@ def test_the_shell(
     assert "S003" in err and ".help lists" in err
 
 
+def test_the_shell_helps_who_mistypes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [
+        ".tabels", ".mode", ".read", "help",
+        "SELECT AI_COMPLETE('x', returns := 'STRUCT(a VARCHAR)', max_tokens := 1) AS a;",
+        "SELECT count(*) AS first FROM halo_errors;", "SELECT count(*) AS again FROM halo_errors;",
+        ".errors", "SELECT nope FROM reviews;", "exit;", "SELECT 'not reached';",
+    ]  # fmt: skip
+    assert shell(folder, lines, monkeypatch) == 0
+    said = capsys.readouterr()
+    assert "Did you mean '.tables'" in said.err and ".read FILE" in said.err
+    assert "\ntable\n" in said.out and ".quit" in said.out
+    for column in ("first", "again"):
+        under = said.out.split(f"│ {column} │")[1].splitlines()
+        assert under[2].strip("│ ") == "1"
+    assert "OutputTypeError" in said.out
+    assert "LINE 1: SELECT nope FROM reviews" in said.err
+    assert "not reached" not in said.out
+
+
 def test_a_statement_is_whole_at_its_semicolon() -> None:
     assert is_whole("SELECT 1;") and is_whole("SELECT ';' ;")
     assert not is_whole("SELECT 1") and not is_whole("SELECT ';'") and not is_whole("SELECT '; ;")
@@ -287,5 +356,13 @@ def test_the_magic(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Generate AI_SCORE" in repr(plan) and "<" in plan._repr_html_()
     with pytest.raises(HaloError, match="%%halo"):
         run_cell("--nope", "SELECT 1", names)
+    plan = run_cell("--engine simulated", "EXPLAIN SELECT AI_SCORE(t) FROM mine", names)
+    assert "Generate AI_SCORE" in repr(plan) and plan._repr_html_().startswith("<pre>")
+    assert run_cell("--engine simulated", "SET ai_model = 'x'", names) is None
+    capsys.readouterr()
+    text = "CREATE TABLE lost AS SELECT AI_COMPLETE(t, returns := 'INTEGER[]', max_tokens := 1)"
+    shown = run_cell("--engine simulated", f"{text} AS n FROM mine", names)
+    assert "--db FILE" in capsys.readouterr().err
+    assert "2 rows written" in shown._repr_html_() and "without an answer" in shown._repr_html_()
     for session in names["_halo_sessions"].values():  # type: ignore[attr-defined]
         session.close()

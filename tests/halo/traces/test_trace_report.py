@@ -28,8 +28,11 @@ from halo.trace_report.tally import Tally, median_interval, spread_of
 from halo.trace_report.text import render_text
 from halo.trace_report.view import View
 from halo.trace_report.what_if import capped, without_costliest
+from halo.traces import source
 from halo.traces.counting import fill_tokens
 from halo.traces.openai_chat import conversation
+from halo.traces.read import number_lines, read_piece, split
+from halo.traces.record import Problems
 
 SAMPLES = Path(__file__).parents[2] / "fixtures" / "traces" / "samples"
 ECHARTS_SHA256 = "b66b25aeb4df84e33199dc21694014d336d222cbd9deb0e5a7c14bd6aa0d0fd0"
@@ -243,6 +246,39 @@ def test_processes_and_pieces_change_nothing(
         json.dumps(alone), parse_float=lambda x: round(float(x), 6)
     )
     assert [each["id"] for each in split["worst"]] == [f"t{number}" for number in range(89, 82, -1)]
+
+
+def test_places_of_pieces_are_those_of_the_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [json.dumps(talk("word " * (number % 60), id=f"t{number}")) for number in range(60)]
+    lines[20:20] = ["", "not JSON", "  "]
+    lines[50:50] = ["[1]"]
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join(lines), "utf-8")
+    rows: list[dict[str, Any]] = []
+    whole = build_report([path], ReportOptions(jobs=1), rows.extend)
+    monkeypatch.setattr(build, "CHUNK_BYTES", 4000)
+    monkeypatch.setattr(source, "_MOST_FINDS", 3)
+    cut: list[dict[str, Any]] = []
+    pieces = build_report([path], ReportOptions(jobs=1), cut.extend)
+    assert [row["place"] for row in cut] == [row["place"] for row in rows]
+    assert pieces["problems"] == whole["problems"]
+    assert [each["place"][-3:] for each in whole["problems"]["first"]] == [":22", ":51"]
+
+
+def test_lines_of_a_piece_are_counted_by_whoever_needs_them(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [talk(id=str(number)) for number in range(30)])
+    pieces = split(path, 4000)
+    assert len(pieces) > 3
+    numbered = list(number_lines([*pieces, *split(path, 1 << 30), *pieces]))
+    for given, counted in zip(
+        [*pieces, *pieces], [*numbered[: len(pieces)], *numbered[-len(pieces) :]], strict=True
+    ):
+        alone = [trace.place for trace in read_piece(given, Problems())]
+        assert [trace.place for trace in read_piece(counted, Problems())] == alone
+    path.unlink()
+    assert list(number_lines(pieces)) == pieces
 
 
 def test_shared_prefixes_are_charged_once(tmp_path: Path) -> None:
