@@ -74,8 +74,9 @@ class Lane:
 
     def awaits_prefill(self, ticket: Ticket) -> bool:
         """Whether others may be held until the prompt of `ticket` is prefilled: to be told of it
-        costs a streamed answer."""
-        if self._priming is None or ticket.prefill is None:
+        costs a streamed answer. Never on an engine that shares prefixes between requests that
+        arrive together."""
+        if self._priming is None or ticket.prefill is None or not ticket.prefill.open:
             return False
         return not self._hold or self._priming.may_hold(ticket.prefill)
 
