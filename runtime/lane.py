@@ -69,10 +69,12 @@ class Lane:
 
     def awaits_prefill(self, ticket: Ticket) -> bool:
         """Whether others may be held until the prompt of `ticket` is prefilled: to be told of it
-        costs a streamed answer."""
-        if not self._hold or self._priming is None or ticket.prefill is None:
+        costs a streamed answer. Never on an engine that shares prefixes between requests that
+        arrive together."""
+        prefill = ticket.prefill
+        if not self._hold or self._priming is None or prefill is None or not prefill.open:
             return False
-        return self._priming.may_hold(ticket.prefill)
+        return self._priming.may_hold(prefill)
 
     @property
     def free(self) -> int:
