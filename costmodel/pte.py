@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Mode = Literal["paper", "exact"]
 
@@ -80,9 +80,15 @@ class PteRates:
         """
         new = context_tokens - cached_tokens
         cost = float(new)
+        if new <= 0:
+            return cost
         for group in self.groups:
             if group.attention:
-                cost += group.attention * reads(cached_tokens, new, group.window_tokens)
+                if group.window_tokens is None:  # `reads`, without a call for the usual case
+                    pairs = new * cached_tokens + new * (new - 1) / 2
+                else:
+                    pairs = reads(cached_tokens, new, group.window_tokens)
+                cost += group.attention * pairs
         return cost
 
     def kv_reads(self, context_tokens: int, decode_tokens: int) -> float:
@@ -92,33 +98,36 @@ class PteRates:
             >>> plain(0.00625).kv_reads(4000, 200)
             5000.0
         """
-        cost = 0.0
-        for group in self.groups:
-            seen = context_tokens
-            if group.window_tokens is not None and seen > group.window_tokens:
-                seen = group.window_tokens
-            cost += group.gamma * seen
-        return cost * decode_tokens
+        return self.decode_parts(context_tokens, decode_tokens)[0]
 
     def own_decode(self, context_tokens: int, decode_tokens: int) -> float:
         """PTE of decoding apart from the context's KV: the turn's own tokens read again by those
         after them, and each token's share of the weights."""
-        cost = self.decode_token * decode_tokens
-        if self.growth:
-            for group in self.groups:
-                if group.window_tokens is None:
-                    cost += group.gamma * (decode_tokens * (decode_tokens - 1) / 2)
-                else:
-                    at_start = min(context_tokens, group.window_tokens) * decode_tokens
-                    seen = reads(context_tokens, decode_tokens, group.window_tokens)
-                    cost += group.gamma * (seen - at_start)
-        return cost
+        return self.decode_parts(context_tokens, decode_tokens)[1]
+
+    def decode_parts(self, context_tokens: int, decode_tokens: int) -> tuple[float, float]:
+        """(`kv_reads`, `own_decode`), both in one pass over the layers."""
+        kv = 0.0
+        own = self.decode_token * decode_tokens
+        pairs = decode_tokens * (decode_tokens - 1) / 2  # that read each other, without a window
+        for group in self.groups:
+            gamma, window = group.gamma, group.window_tokens
+            if window is None:
+                kv += gamma * context_tokens
+                if self.growth:
+                    own += gamma * pairs
+                continue
+            held = min(context_tokens, window)
+            kv += gamma * held
+            if self.growth:
+                seen = reads(context_tokens, decode_tokens, window)
+                own += gamma * (seen - held * decode_tokens)
+        return kv * decode_tokens, own
 
     def decode(self, context_tokens: int, decode_tokens: int) -> float:
         """PTE of decoding `decode_tokens` after `context_tokens`."""
-        return self.kv_reads(context_tokens, decode_tokens) + self.own_decode(
-            context_tokens, decode_tokens
-        )
+        kv, own = self.decode_parts(context_tokens, decode_tokens)
+        return kv + own
 
     def turn(self, context_tokens: int, decode_tokens: int, cached_tokens: int = 0) -> float:
         """PTE of one turn.
@@ -153,8 +162,7 @@ def reads(start: int, count: int, window: int | None = None) -> float:
     return growing * start + growing * (growing - 1) / 2 + float((count - growing) * window)
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """One model call, in tokens.
 
     Attributes:
@@ -227,22 +235,21 @@ def price(rates: PteRates, turns: Iterable[Turn]) -> list[TurnCost]:
     costs: list[TurnCost] = []
     before = 0
     for turn in turns:
-        context, decoded = turn.context_tokens, turn.decode_tokens
-        kept = 0 if turn.new_segment else min(context, before)
-        cached = turn.cached_tokens if rates.cache_counts else 0
+        context, decoded, reported, new_segment, tool_tokens, new_tool_tokens, dropped = turn
+        kept = 0 if new_segment else min(context, before)
+        cached = reported if rates.cache_counts else 0
         held = 0 if cached is None else min(cached, context)
-        kv = rates.kv_reads(context, decoded)
-        own = rates.own_decode(context, decoded)
+        kv, own = rates.decode_parts(context, decoded)
         full_prefill = rates.prefill(context)
-        ideal_prefill = rates.prefill(context, kept)
+        ideal_prefill = rates.prefill(context, kept) if kept else full_prefill
         prefill = rates.prefill(context, held) if held else full_prefill
         # A first call may find more than this trajectory left (a prefix shared with others):
         # then nothing was lost and the new part is smaller.
         re_prefill = max(0.0, prefill - ideal_prefill)
         first = prefill - re_prefill
         fresh = context - max(kept, held)
-        tool_share = min(1.0, turn.new_tool_tokens / fresh) if fresh > 0 else 0.0
-        carried = kv * min(1.0, turn.tool_tokens / context) if context else 0.0
+        tool_share = min(1.0, new_tool_tokens / fresh) if fresh > 0 else 0.0
+        carried = kv * min(1.0, tool_tokens / context) if context else 0.0
         costs.append(
             TurnCost(
                 full=full_prefill + kv + own,
@@ -253,15 +260,11 @@ def price(rates: PteRates, turns: Iterable[Turn]) -> list[TurnCost]:
                 re_prefill=re_prefill,
                 reasoning=own,
                 context_reads=kv - carried,
-                lost_tokens=None
-                if turn.cached_tokens is None
-                else max(0, kept - held)
-                if rates.cache_counts
-                else max(0, kept - min(turn.cached_tokens, context)),
+                lost_tokens=None if reported is None else max(0, kept - min(reported, context)),
                 kept_tokens=kept,
             )
         )
-        before = context + decoded - turn.dropped_tokens
+        before = context + decoded - dropped
     return costs
 
 

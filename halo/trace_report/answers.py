@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from halo.trace_report.hints import Hints
 from halo.traces.record import Message
 
 _FAILURE = re.compile(
@@ -20,7 +21,7 @@ _PRIORS = re.compile(
 )
 _NOTHING = re.compile(r"^\s*(?:\(?no output\)?|none|null|\[\]|\{\}|''|\"\"|<empty>)?\s*$", re.I)
 # The expressions are slow on long texts; a text without any of these words has no match.
-_FAILURE_HINTS = (
+_FAILURE_HINTS = Hints(
     "error",
     "exception",
     "traceback",
@@ -38,8 +39,7 @@ _PRIORS_HINTS = ("Error", "command not found", "unexpected", "is not recognized"
 
 
 def _has_failure(text: str) -> bool:
-    lower = text.lower()
-    return any(hint in lower for hint in _FAILURE_HINTS) and bool(_FAILURE.search(text))
+    return _FAILURE_HINTS.any_in(text) and bool(_FAILURE.search(text))
 
 
 def is_failure(answer: Message) -> bool:

@@ -102,18 +102,17 @@ def build_report(
         if unusable:
             raise unusable[0]
         raise InputError("no trace files are given")
-    whole = Tally(keep=options.top, with_texts=options.with_texts)
+    whole = Tally(options.top, options.with_texts, with_rows=take_rows is not None)
     stand_ins: dict[str, str] = {}
-    for found in _results(pieces, options, analyzer):
+    for found in _results(pieces, options, analyzer, whole):
         tally = Tally.from_json(found["tally"])
         whole.merge(tally)
         problems.count += found["problems"]["count"]
         kept = [Problem(**each) for each in found["problems"]["kept"]]
         problems.kept += kept[: problems.limit - len(problems.kept)]
         stand_ins.update(found["stand_ins"])
-        rows = whole.take_rows()
         if take_rows is not None:
-            take_rows(rows)
+            take_rows(whole.take_rows())
     if not whole.traces:
         first = problems.kept[0] if problems.kept else None
         where = f"; the first problem: {first.place}: {first.text}" if first else ""
@@ -124,15 +123,16 @@ def build_report(
 
 
 def _results(
-    pieces: Sequence[Piece], options: ReportOptions, analyzer: Analyzer
+    pieces: Sequence[Piece], options: ReportOptions, analyzer: Analyzer, whole: Tally
 ) -> Iterator[dict[str, Any]]:
-    """Results of the pieces in their order; a few more than there are processes are under way."""
+    """Results of the pieces in their order; a few more than there are processes are under way.
+    `whole` is the tally of the results that were taken: it says what is still needed of others."""
     jobs = options.jobs or multiprocessing.cpu_count()
     size = sum(_bytes_of(piece) for piece in pieces)
     numbered = number_lines(pieces)
     if jobs < 2 or len(pieces) < 2 or size < SMALL_BYTES:
         for piece in numbered:
-            yield analyze_piece(piece, options, analyzer)
+            yield analyze_piece(piece, analyzer, _empty_like(whole))
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(jobs, len(pieces)), mp_context=context) as pool:
@@ -141,8 +141,8 @@ def _results(
         sent = given = 0
         while given < len(pieces):
             while sent < len(pieces) and len(running) + len(ready) < jobs + 2:
-                future = pool.submit(analyze_piece_as_text, next(numbered), options)
-                running[future] = sent
+                piece, tally = next(numbered), _empty_like(whole)
+                running[pool.submit(analyze_piece_as_text, piece, options, tally)] = sent
                 sent += 1
             if given in ready:
                 yield json.loads(ready.pop(given))
@@ -159,16 +159,20 @@ def _results(
                     ) from None
 
 
+def _empty_like(whole: Tally) -> Tally:
+    return Tally(whole.keep, whole.with_texts, whole.with_rows, whole.least_of_worst)
+
+
 def _bytes_of(piece: Piece) -> int:
     if piece.path.is_dir():
         return 0
     return (piece.end or piece.path.stat().st_size) - piece.start
 
 
-def analyze_piece(piece: Piece, options: ReportOptions, analyzer: Analyzer) -> dict[str, Any]:
-    """The tally of a piece, its problems, and the models that got a stand-in, as plain values."""
+def analyze_piece(piece: Piece, analyzer: Analyzer, tally: Tally) -> dict[str, Any]:
+    """The tally of a piece, which begins as the empty `tally`, its problems, and the models that
+    got a stand-in, as plain values."""
     problems = Problems()
-    tally = Tally(keep=options.top, with_texts=options.with_texts)
     try:
         for trace in read_piece(piece, problems):
             tally.add(analyzer.analyze(trace))
@@ -184,6 +188,6 @@ def analyze_piece(piece: Piece, options: ReportOptions, analyzer: Analyzer) -> d
     }
 
 
-def analyze_piece_as_text(piece: Piece, options: ReportOptions) -> str:
+def analyze_piece_as_text(piece: Piece, options: ReportOptions, tally: Tally) -> str:
     """`analyze_piece` in a process of its own: JSON goes back."""
-    return json.dumps(analyze_piece(piece, options, options.analyzer()))
+    return json.dumps(analyze_piece(piece, options.analyzer(), tally))

@@ -35,6 +35,8 @@ class Tally:
 
     Attributes:
         keep: how many of the worst traces are kept with all their turns.
+        floor: PTE below which a trace is not among the worst, as other tallies have enough above.
+        with_rows: whether lines of traces are kept.
         values, passed_values, failed_values: PTE of each trace; of those with a label.
         worst: (pte, order, details) of the worst traces, dearest first.
         rows: a line of each trace, until the caller takes them.
@@ -44,6 +46,8 @@ class Tally:
 
     keep: int = 20
     with_texts: bool = True
+    with_rows: bool = True
+    floor: float = 0.0
     traces: int = 0
     sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_SUMS, 0.0))
     measured_traces: int = 0
@@ -131,7 +135,10 @@ class Tally:
         for name, tokens in prefix_chain(view):
             known_prefix = self.prefixes.setdefault(name, [tokens, 0.0])
             known_prefix[1] += 1
-        self.rows.append(row)
+        if self.with_rows:
+            self.rows.append(row)
+        if value < self.floor:
+            return
         item = (value, f"{trace.place} {self.traces:09}", analysis)
         if len(self._candidates) < self.keep:
             heapq.heappush(self._candidates, item)
@@ -150,6 +157,11 @@ class Tally:
         # Equal costs keep the order of files and lines, however the work was cut.
         self.worst.sort(key=lambda each: (-each[0], each[1]))
         del self.worst[self.keep :]
+
+    @property
+    def least_of_worst(self) -> float:
+        """What a trace must cost at least to be among the worst; 0 while there is room."""
+        return self.worst[-1][0] if self.keep and len(self.worst) == self.keep else 0.0
 
     def merge(self, other: Tally) -> None:
         """Count the traces of another tally, and take its rows."""

@@ -86,11 +86,13 @@ def family_of(name: str) -> Family:
     return "domain"
 
 
+@lru_cache(maxsize=4096)
 def is_final(name: str) -> bool:
     """Whether a tool hands in an answer rather than doing work."""
     return bool(name_words(name) & _FINAL)
 
 
+@lru_cache(maxsize=4096)
 def is_polling(name: str) -> bool:
     """Whether asking the same thing again is what the tool is for."""
     return bool(name_words(name) & _POLLING)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Set
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,6 +13,8 @@ from halo.trace_report.answers import is_failure
 from halo.trace_report.words import running_words, words
 from halo.traces.counting import priced_turns
 from halo.traces.record import Message, ToolCall, Trace
+
+_SORTED_JSON = json.JSONEncoder(sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class CallAt:
         """Arguments as they are compared: spacing and the order of fields do not count."""
         arguments = self.call.arguments
         if isinstance(arguments, dict):
-            return " ".join(json.dumps(arguments, sort_keys=True).split())
+            return " ".join(_SORTED_JSON.encode(arguments).split())
         return " ".join((self.call.arguments_text or str(arguments)).split())
 
 
@@ -119,18 +121,7 @@ class View:
             for number, message in enumerate(inputs):
                 if message.role != "tool":
                     continue
-                found = next(
-                    (
-                        i
-                        for i, (_, call) in enumerate(waiting)
-                        if call.id and call.id == message.call_id
-                    ),
-                    None,
-                )
-                if found is None and not message.call_id and waiting:
-                    found = 0
-                if found is None:
-                    found = next((i for i, (_, call) in enumerate(waiting) if not call.id), None)
+                found = _answered(waiting, message.call_id)
                 if found is not None:
                     turn, call = waiting.pop(found)
                     made.append(CallAt(turn, call, message, place, number))
@@ -206,3 +197,15 @@ def _output_words(output: Message) -> frozenset[str]:
     texts = [output.text, output.reasoning]
     texts += [call.arguments_text or str(call.arguments or "") for call in output.calls]
     return words("\n".join(texts))
+
+
+def _answered(waiting: Sequence[tuple[int, ToolCall]], call_id: str) -> int | None:
+    """Which of the waiting calls an answer is to: the one of its id; without an id the first; a
+    call without an id where none fits."""
+    if call_id:
+        for place, (_, call) in enumerate(waiting):
+            if call.id == call_id:
+                return place
+    elif waiting:
+        return 0
+    return next((place for place, (_, call) in enumerate(waiting) if not call.id), None)

@@ -7,7 +7,7 @@ cached tokens shrink with them, because what goes away lay in the part that was 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from costmodel.pte import PteRates, Turn, ideal_turns, value_of
 from halo.trace_report.view import View
@@ -70,7 +70,7 @@ def without_costliest(view: View, count: int) -> list[Turn]:
         if place in gone:
             carry_break = carry_break or turn.new_segment
             continue
-        kept.append(replace(turn, new_segment=turn.new_segment or carry_break))
+        kept.append(turn._replace(new_segment=True) if carry_break else turn)
         carry_break = False
     return kept
 
@@ -83,6 +83,9 @@ def _shrunk(turns: Sequence[Turn], cuts: Sequence[float]) -> list[Turn]:
         if turn.new_segment:
             gone = before = 0.0
         gone += cut
+        if not (gone or before):
+            changed.append(turn)
+            continue
         context = max(0, round(turn.context_tokens - gone))
         cached = turn.cached_tokens
         if cached is not None:

@@ -66,7 +66,6 @@ def fill_tokens(trace: Trace, counter: Counter = BYTES) -> None:
         for message in turn.inputs:
             message.tokens = _message_tokens(message, counter)
             own += message.tokens
-        turn.output.tokens = _message_tokens(turn.output, counter)
         if turn.prompt_tokens is None:
             turn.prompt_tokens = round(context + own)
             turn.prompt_origin = counter.origin
@@ -78,6 +77,7 @@ def fill_tokens(trace: Trace, counter: Counter = BYTES) -> None:
                 for message in turn.inputs:
                     message.tokens *= grown / own
         if turn.completion_tokens is None:
+            turn.output.tokens = _message_tokens(turn.output, counter)
             turn.completion_tokens = max(1, round(turn.output.tokens))
             turn.completion_origin = counter.origin
         else:

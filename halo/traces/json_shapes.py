@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard, cast
+from typing import Any, TypeGuard
 
 
 def is_list(value: Any) -> TypeGuard[list[Any]]:
@@ -12,9 +12,9 @@ def is_list(value: Any) -> TypeGuard[list[Any]]:
 
 def as_list(value: Any) -> list[Any]:
     """`value` if it is a list, otherwise an empty one."""
-    return value if is_list(value) else []
+    return value if isinstance(value, list) else []  # pyright: ignore[reportUnknownVariableType]
 
 
 def as_dict(value: Any) -> dict[str, Any]:
     """`value` if it is an object, otherwise an empty one."""
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    return value if isinstance(value, dict) else {}  # pyright: ignore[reportUnknownVariableType]

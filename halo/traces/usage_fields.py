@@ -28,6 +28,8 @@ class Counts:
 
 def count(value: Any, name: str, notes: list[str]) -> int | None:
     """A token count, or None; an impossible one is noted and unknown."""
+    if type(value) is int and 0 <= value <= MOST_TOKENS:
+        return value
     if value is None or isinstance(value, bool):
         return None
     if isinstance(value, str):  # 64-bit integers are strings in OTLP JSON
@@ -47,6 +49,8 @@ def count(value: Any, name: str, notes: list[str]) -> int | None:
 
 def _inner(usage: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     value = usage.get(name)
+    if value is None:
+        return {}
     return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -222,6 +224,7 @@ _turns = st.lists(
         new_segment=st.booleans(),
         tool_tokens=st.integers(0, 100_000),
         new_tool_tokens=st.integers(0, 20_000),
+        dropped_tokens=st.just(0),
     ),
     max_size=12,
 )
@@ -260,6 +263,30 @@ def test_perfect_reuse_never_costs_more(rates: PteRates, turns: list[Turn]) -> N
 def test_reads_equals_its_sum(start: int, count: int, window: int | None) -> None:
     limit = window or 10**9
     assert reads(start, count, window) == sum(min(start + t, limit) for t in range(count))
+
+
+@given(_rates, st.integers(0, 300), st.integers(0, 300), st.booleans())
+def test_decoding_is_what_each_token_reads(
+    rates: PteRates, context: int, decoded: int, growth: bool
+) -> None:
+    rates = replace(rates, growth=growth)
+    read = 0.0
+    for token in range(decoded):
+        for group in rates.groups:
+            seen = context + token if growth else context
+            read += group.gamma * min(seen, group.window_tokens or seen)
+    assert rates.decode(context, decoded) == pytest.approx(read + rates.decode_token * decoded)
+    parts = (rates.kv_reads(context, decoded), rates.own_decode(context, decoded))
+    assert rates.decode_parts(context, decoded) == parts
+
+
+@given(_rates, st.integers(0, 300), st.integers(0, 300))
+def test_prefill_is_what_each_token_reads(rates: PteRates, held: int, new: int) -> None:
+    read = 0.0
+    for token in range(new):
+        for group in rates.groups:
+            read += group.attention * min(held + token, group.window_tokens or held + token)
+    assert rates.prefill(held + new, held) == pytest.approx(new + read)
 
 
 def test_dropped_thinking_is_no_loss() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from halo.trace_report.finding import Finding, Thresholds, Verdict, quote
 from halo.trace_report.tool_families import is_final
@@ -36,18 +37,31 @@ _STATED = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Answer:
-    """A final answer as it is searched for."""
+    """A final answer as it is searched for, in texts that live as long as it does.
+
+    Attributes:
+        hints: a text without any of them has no match; the expression is slow on long texts.
+        without: ids of texts that were found to have none: answers of tools are asked twice.
+    """
 
     shown: str
-    pattern: re.Pattern[str]
+    expression: str
     needs_cue: bool
     hints: tuple[str, ...]
+    without: set[int] = field(default_factory=set[int])
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        return re.compile(self.expression, re.IGNORECASE)
 
     def find(self, text: str) -> re.Match[str] | None:
+        if id(text) in self.without:
+            return None
         if not any(hint in text for hint in self.hints):
-            return None  # the expression is slow on long texts
+            self.without.add(id(text))
+            return None
         for match in self.pattern.finditer(text):
             before = text[max(0, match.start() - 24) : match.start()].rstrip()
             if not self.needs_cue or _STATED.search(before):
@@ -129,15 +143,20 @@ def _answer(text: str) -> _Answer | None:
         )
         body = spaced + (re.escape(dot + tail) if dot else r"(?:\.0+)?")
         hints = (head, f"{int(head):,}") if head.isdigit() else (head[-3:],)
-        pattern = re.compile(rf"(?<![\w.,/])\$?{body}(?![\w/]|[.,]\d)")
-        return _Answer(text, pattern, needs_cue=len(re.sub(r"\D", "", text)) < 3, hints=hints)
+        return _Answer(
+            text,
+            rf"(?<![\w.,/])\$?{body}(?![\w/]|[.,]\d)",
+            needs_cue=len(re.sub(r"\D", "", text)) < 3,
+            hints=tuple(dict.fromkeys(hints)),
+        )
     if len(text) < 4:
         return None
     body = r"\s+".join(re.escape(word) for word in text.split())
     first = text.split()[0]
     spellings = (first, first.lower(), first.upper(), first.capitalize())
-    pattern = re.compile(rf"(?<!\w){body}(?!\w)", re.IGNORECASE)
-    return _Answer(text, pattern, needs_cue=False, hints=spellings)
+    return _Answer(
+        text, rf"(?<!\w){body}(?!\w)", needs_cue=False, hints=tuple(dict.fromkeys(spellings))
+    )
 
 
 def _first_statement(view: View, answer: _Answer) -> tuple[int, int, int, str] | None:

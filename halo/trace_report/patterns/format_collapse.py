@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, cast
 
 from halo.trace_report.finding import Finding, Thresholds, Verdict, quote
+from halo.trace_report.hints import Hints
 from halo.trace_report.tool_families import family_of
 from halo.trace_report.view import CallAt, View
 from halo.traces.record import ToolSpec
@@ -30,7 +31,7 @@ _REFUSED = re.compile(
     re.IGNORECASE,
 )
 
-_REFUSED_HINTS = ("tool", "function", "action", "argument", "json", "inputvalidation")
+_REFUSED_HINTS = Hints("tool", "function", "action", "argument", "json", "inputvalidation")
 
 
 def find(view: View, thresholds: Thresholds) -> Verdict:
@@ -88,9 +89,8 @@ def _call_problem(
             if wrong:
                 return 0.9, wrong
     if each.answer is not None and len(each.answer.text) < 2000:
-        lower = each.answer.text.lower()
         match = None
-        if any(hint in lower for hint in _REFUSED_HINTS):
+        if _REFUSED_HINTS.any_in(each.answer.text):
             match = _REFUSED.search(each.answer.text)
         if match:
             return 0.7, f"the tool refused it: {match.group()}"

@@ -316,6 +316,32 @@ def test_quantiles() -> None:
     assert median_interval([float(n) for n in range(101)]) == (40.0, 61.0)
 
 
+def test_a_tally_keeps_what_may_still_be_among_the_worst(tmp_path: Path) -> None:
+    analyzer = ReportOptions().analyzer()
+    analyses = [
+        analyzer.analyze(
+            conversation(talk(tokens=100 * (number % 5), id=str(number)), f"p:{number}")
+        )
+        for number in range(10)
+    ]
+    whole = Tally(keep=4)
+    first, floors = Tally(keep=4), Tally(keep=4, with_rows=False)
+    for analysis in analyses[:5]:
+        first.add(analysis)
+    first.settle()
+    assert first.least_of_worst == first.worst[3][0] > 0 == Tally(keep=4).least_of_worst
+    floors.floor = first.least_of_worst
+    for analysis in analyses:
+        whole.add(analysis)
+    for analysis in analyses[5:]:
+        floors.add(analysis)
+    whole.settle()
+    floors.settle()
+    assert len(floors.worst) == 4 and not floors.rows and floors.traces == 5
+    first.merge(floors)
+    assert [each["id"] for *_, each in first.worst] == [each["id"] for *_, each in whole.worst]
+
+
 def test_a_tally_survives_json() -> None:
     tally = Tally(keep=2)
     analyzer = ReportOptions().analyzer()
