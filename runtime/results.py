@@ -156,7 +156,7 @@ def _calls(journal: Path) -> Iterator[dict[str, Any]]:
             "ORDER BY process, start_s, end_s, key"
         )
         for row in rows:
-            line = dict(zip(TRACE_FIELDS, row, strict=True))
+            line: dict[str, Any] = dict(zip(TRACE_FIELDS, row, strict=True))
             line["value"] = json.loads(line["value"])
             yield line
 
