@@ -24,7 +24,7 @@ class Agenda:
         self._stages = tuple(stages)
         self._start_query = start_query
         self._numbers = {stage: number for number, stage in enumerate(self._stages)}
-        self._changed = set(range(len(self._stages)))
+        self._changed: set[int] = set(range(len(self._stages)))
         self._waiting: list[int] = []
         self._is_waiting: set[int] = set()
         self._queried: set[int] = set()
@@ -43,7 +43,7 @@ class Agenda:
         the queries whose tables are whole."""
         if not self._changed:
             return
-        changed, self._changed = self._changed, set()
+        changed, self._changed = self._changed, set[int]()
         self._close(changed)
         self._finish(changed)
 
