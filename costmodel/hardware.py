@@ -110,10 +110,6 @@ class HardwareProfile:
             field=f"peak_flops_per_s.{dtype}.{kind}",
         )
 
-    def operational_intensity(self, dtype: str = "bf16", kind: PeakKind = "dense") -> float:
-        """Peak FLOP per byte of peak bandwidth."""
-        return self.peak(dtype, kind) / self.memory_bytes_per_s
-
     def grade_of(self, number: str) -> Grade:
         """The grade of a number, by field name; "assumed" for one without evidence."""
         known = self.evidence.get(number)

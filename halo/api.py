@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from halo.flow import Flow
+from halo.queries import Batch
 from halo.result import RunResult
-from halo.session import Batch, Session
+from halo.session import Session
 
 
 def run(

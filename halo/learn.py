@@ -9,7 +9,7 @@ from costmodel.usage import OpMetrics
 from planner.learnt import Learnt
 from planner.logical import LogicalPlan
 from runtime.journal_reader import read_metrics
-from runtime.run import read_plan
+from runtime.kept_plan import read_plan
 from runtime.run_directory import RunDirectory
 
 
@@ -22,6 +22,6 @@ def learnt_from(directories: Iterable[Path]) -> Learnt:
 def _runs(directories: Iterable[Path]) -> Iterator[tuple[LogicalPlan, Mapping[str, OpMetrics]]]:
     for path in directories:
         directory = RunDirectory.open(path)
-        plan, _ = read_plan(directory)
+        plan = read_plan(directory).plan
         if directory.journal.exists():
             yield plan.logical, read_metrics(directory.journal)

@@ -11,8 +11,10 @@ of the notebook's variable.
 from __future__ import annotations
 
 import argparse
+import html
 import re
 import shlex
+import sys
 from typing import Any, cast
 
 from halo.errors import HaloError
@@ -35,6 +37,7 @@ def run_cell(line: str, cell: str, names: dict[str, Any]) -> Any:
     asked = _arguments(line)
     from halo.ai_sql.api import run_sql
     from halo.ai_sql.batch import SqlBatch, SqlOptions
+    from halo.ai_sql.errors import SqlError
     from halo.session import Session, default_session
 
     settings = {k: v for k in ("engine", "model", "db") if (v := getattr(asked, k)) is not None}
@@ -42,13 +45,23 @@ def run_cell(line: str, cell: str, names: dict[str, Any]) -> Any:
     tables = {name: names[name] for name in _NAMED.findall(cell) if _is_table(names.get(name))}
     parameters = {name: names[name] for name in _PARAMETER.findall(cell) if name in names}
     workflows = [value for value in names.values() if _is_workflow(value)]
+    options = SqlOptions(parameters=parameters, tables=tables, workflows=workflows)
     if asked.explain:
-        options = SqlOptions(parameters=parameters, tables=tables, workflows=workflows)
         with SqlBatch(cell, session, options) as batch:
             return Plan(batch.explain(format="html"), batch.explain())
-    result = run_sql(
-        cell, parameters=parameters, tables=tables, workflows=workflows, session=session
-    )
+    try:
+        result = run_sql(
+            cell, parameters=parameters, tables=tables, workflows=workflows, session=session
+        )
+    except SqlError as error:
+        if error.code != "S006":
+            raise
+        with SqlBatch(cell, session, options) as batch:  # nothing but EXPLAIN
+            text = "\n".join(batch.explanations())
+        return Plan(f"<pre>{html.escape(text)}</pre>", text) if text else None
+    for each in result.batch:
+        for warning in each.warnings:
+            print(f"warning: {each.name}: {warning}", file=sys.stderr)
     if asked.name:
         names[asked.name] = result
     return result

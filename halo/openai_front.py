@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from runtime.backends.base import Backend, Completion, Message, Request, Role, ToolCall, ToolSchema
 from runtime.errors import BackendError, ContextOverflowError
+from runtime.json_schema import SchemaError, schema_validator
 
 MAX_BODY_BYTES = 64 << 20
 MAX_ANSWERS = 128
@@ -172,7 +173,11 @@ class _Front:
         if body.response_format is not None and body.response_format.type != "text":
             schema = _schema_of(body.response_format)
         tools = tuple(
-            ToolSchema(t.function.name, t.function.description, json.dumps(t.function.parameters))
+            ToolSchema(
+                t.function.name,
+                t.function.description,
+                _schema_text(f"tool {t.function.name!r}", t.function.parameters),
+            )
             for t in body.tools
         )
         request = replace(
@@ -439,7 +444,15 @@ def _schema_of(form: _ResponseFormat) -> str:
         return '{"type": "object"}'
     if form.type != "json_schema" or form.json_schema is None:
         raise _bad("response_format: text, json_object or json_schema with its schema")
-    return json.dumps(form.json_schema.schema_)
+    return _schema_text("response_format", form.json_schema.schema_)
+
+
+def _schema_text(place: str, schema: dict[str, Any]) -> str:
+    try:
+        schema_validator(schema)
+    except SchemaError as error:
+        raise _bad(f"{place}: no JSON Schema: {error}") from None
+    return json.dumps(schema)
 
 
 def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:

@@ -74,10 +74,6 @@ class Measured:
         return self.output_tokens / self.answers if self.answers else None
 
     @property
-    def mean_input_tokens(self) -> float | None:
-        return self.input_tokens / self.answers if self.answers else None
-
-    @property
     def pass_rate(self) -> float | None:
         return self.kept / self.seen if self.seen else None
 

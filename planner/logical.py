@@ -19,6 +19,7 @@ from functools import cached_property
 
 from planner.errors import PlanError
 from planner.op import (
+    ADDED,
     LABEL,
     NO_TEXT,
     NO_TOOL,
@@ -215,7 +216,7 @@ class ModelOp(Op):
     temperature: float = 0.0
     top_p: float = 1.0
     call_id: str = ""
-    fresh: bool = field(default=False, kw_only=True)
+    fresh: bool = field(default=False, kw_only=True, metadata=ADDED)
 
     @property
     def own_effect(self) -> Effect:
@@ -278,7 +279,7 @@ class Tool(Op):
     tool: ToolRef = NO_TOOL
     params: tuple[str, ...] = ()
     call_id: str = ""
-    fresh: bool = field(default=False, kw_only=True)
+    fresh: bool = field(default=False, kw_only=True, metadata=ADDED)
 
     @property
     def own_effect(self) -> Effect:
@@ -304,7 +305,7 @@ class Sql(Op):
     read_only: bool = True
     volatile: bool = False
     batched: bool = False
-    derived: bool = False
+    derived: bool = field(default=False, metadata=ADDED)
     call_id: str = ""
 
     @property

@@ -10,7 +10,7 @@ import enum
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar, TypeAlias, cast
 
@@ -18,6 +18,10 @@ Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json
 
 LABEL = {"identity": False}
 """Field metadata of what is shown to people and does not take part in the fingerprint."""
+
+ADDED = {"added": True}
+"""Field metadata of a field that plans written before it do not have. At its default it takes no
+part in the fingerprint and is not written, so the journals of their runs still fit."""
 
 
 class Effect(enum.Enum):
@@ -209,8 +213,18 @@ def _identity(op: Op) -> list[Any]:
     return [
         [f.name, encode_field(getattr(op, f.name))]
         for f in fields(op)
-        if f.metadata.get("identity", True)
+        if f.metadata.get("identity", True) and not is_left_out(op, f)
     ]
+
+
+def is_added(field: Field[Any]) -> bool:
+    """Whether older plans do not have a field."""
+    return "added" in field.metadata
+
+
+def is_left_out(op: Op, field: Field[Any]) -> bool:
+    """Whether a field is one that was added, at its default."""
+    return is_added(field) and getattr(op, field.name) == field.default
 
 
 def encode_field(value: object) -> Any:

@@ -10,18 +10,25 @@ from costmodel.usage import OpMetrics
 from planner.stats import OpStats, PlanStats, Provenance, RelationStats
 
 
-def refined(stats: PlanStats, metrics: Mapping[str, OpMetrics], share_done: float) -> PlanStats:
-    """`stats` updated by what operators did in the first `share_done` of the rows.
+def refined(
+    stats: PlanStats,
+    metrics: Mapping[str, OpMetrics],
+    share_done: float,
+    share_started: float | None = None,
+) -> PlanStats:
+    """`stats` updated by what operators did in the rows that ended, `share_done` of all, and in
+    those that have started and not ended; `share_started` counts both (None: none is under way).
 
     Answer lengths, prompt lengths, numbers of calls and pass rates of filters that were not exact
     move towards what was seen: an assumption counts as four calls or rows (`costmodel.feedback`).
-    What is exact stays. Metrics of a run that is under way count calls of rows that have not ended,
-    so that numbers of calls are a little high early on.
+    What is exact stays. Rows under way may have made all of an operator's calls or none: of the
+    numbers of calls that this allows, the one nearest to the assumption is what was seen.
     """
     if not 0 < share_done <= 1:
         return stats
+    share_started = min(1.0, max(share_done, share_started or 0.0))
     ops = {
-        fingerprint: _refined(known, metrics.get(fingerprint), share_done)
+        fingerprint: _refined(known, metrics.get(fingerprint), share_done, share_started)
         for fingerprint, known in stats.ops.items()
     }
     relations = {
@@ -50,7 +57,9 @@ def _passing(known: RelationStats, seen: OpMetrics | None) -> RelationStats:
     )
 
 
-def _refined(known: OpStats, seen: OpMetrics | None, share_done: float) -> OpStats:
+def _refined(
+    known: OpStats, seen: OpMetrics | None, share_done: float, share_started: float
+) -> OpStats:
     if not known.calls or seen is None:
         return known
     answered = seen.made + seen.replayed
@@ -59,7 +68,8 @@ def _refined(known: OpStats, seen: OpMetrics | None, share_done: float) -> OpSta
     calls, calls_from = known.calls, known.calls_from
     if calls_from != "exact":
         expected = LengthBelief(known.calls)
-        expected.observe_sum(answered, answered * answered / share_done)
+        in_all = min(max(known.calls, answered / share_started), answered / share_done)
+        expected.observe_sum(answered, answered * in_all)
         calls, calls_from = max(float(answered), expected.expected), "sampled"
     input_tokens, input_from = _per_call(
         known.input_tokens / known.calls, known.input_from, seen.usage.input_tokens, seen.made

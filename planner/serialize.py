@@ -3,7 +3,8 @@
 A document is flat. Operators are listed inputs first and refer to each other by position; bodies
 are listed innermost first, each with a list of its own, and operators refer to them by position
 too. So a chain of thousands of operators is a long list, not a deep tree, and what is shared in the
-plan is written once.
+plan is written once. A field that was added to an operator type later (`planner.op.ADDED`) is
+there only when it is not at its default.
 
     {"format": "halo.plan", "version": 1,
      "bodies": [{"n_params": 1, "nodes": [...], "result": 3}],
@@ -17,13 +18,14 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from functools import cache
 from typing import Any, Union, cast
 
 from planner.bodies import bodies_innermost_first
 from planner.errors import PlanError
 from planner.logical import OPS, Body, Effect, LogicalPlan, Op, Prompt, Ref, Result, ToolRef
+from planner.op import is_added, is_left_out
 
 FORMAT = "halo.plan"
 VERSION = 1
@@ -32,17 +34,18 @@ _KINDS: Mapping[str, type[Op]] = {op.kind: op for op in OPS}
 _LINKS = ("inputs", "after")
 
 
-def to_json(plan: LogicalPlan) -> dict[str, Any]:
-    """The plan as a JSON object that `from_json` reads."""
+def to_json(plan: LogicalPlan, *, added: bool = True) -> dict[str, Any]:
+    """The plan as a JSON object that `from_json` reads. Without `added`, fields that operator types
+    got later are left out: what a Halo from before them would have planned."""
     bodies: dict[str, int] = {}
     body_tables: list[dict[str, Any]] = []
     for body in bodies_innermost_first(plan.walk()):
-        nodes, index = _table(body.walk(), bodies)
+        nodes, index = _table(body.walk(), bodies, added)
         body_tables.append(
             {"n_params": body.n_params, "nodes": nodes, "result": index[body.result]}
         )
         bodies[body.fingerprint] = len(bodies)
-    nodes, index = _table(plan.walk(), bodies)
+    nodes, index = _table(plan.walk(), bodies, added)
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -53,7 +56,7 @@ def to_json(plan: LogicalPlan) -> dict[str, Any]:
 
 
 def _table(
-    ops: Iterable[Op], bodies: Mapping[str, int]
+    ops: Iterable[Op], bodies: Mapping[str, int], added: bool
 ) -> tuple[list[dict[str, Any]], dict[Op, int]]:
     index: dict[Op, int] = {}
     nodes: list[dict[str, Any]] = []
@@ -65,8 +68,9 @@ def _table(
                 node[name] = [index[each] for each in links]
         if op.label:
             node["label"] = op.label
-        for name in _own_fields(op.kind):
-            node[name] = _encode(getattr(op, name), bodies)
+        for own in _own_fields(op.kind).values():
+            if not is_left_out(op, own.field) and (added or not is_added(own.field)):
+                node[own.field.name] = _encode(getattr(op, own.field.name), bodies)
         index[op] = len(nodes)
         nodes.append(node)
     return nodes, index
@@ -154,15 +158,18 @@ def _read_node(node: Mapping[str, Any], ops: Sequence[Op], place: _Place) -> Op:
     if cls is None:
         raise place.at("kind").error(f"unknown operator {kind!r}; there are: {', '.join(_KINDS)}")
     own = _own_fields(cls.kind)
-    _exact(node, ("kind", *own), place, optional=("inputs", "after", "label"))
+    added = tuple(name for name, each in own.items() if is_added(each.field))
+    needed = ("kind", *(name for name in own if name not in added))
+    _exact(node, needed, place, optional=("inputs", "after", "label", *added))
     values: dict[str, Any] = {}
     for name in _LINKS:
         links = _list(node.get(name, []), place.at(name))
         at = place.at(name)
         values[name] = tuple(ops[_index(each, len(ops), at, "node")] for each in links)
     values["label"] = _text(node.get("label", ""), place.at("label"))
-    for name, decode in own.items():
-        values[name] = decode(node[name], place.at(name))
+    for name, each in own.items():
+        if name in node:
+            values[name] = each.decode(node[name], place.at(name))
     try:
         return cls(**values)
     except PlanError as error:
@@ -277,13 +284,21 @@ _DECODERS: Mapping[Any, _Decode] = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """A field of an operator type, and how its value is read."""
+
+    field: Field[Any]
+    decode: _Decode
+
+
 @cache
-def _own_fields(kind: str) -> Mapping[str, _Decode]:
-    """The fields that an operator type adds to those of all operators, with their decoders."""
+def _own_fields(kind: str) -> Mapping[str, _Own]:
+    """The fields that an operator type adds to those of all operators."""
     cls = _KINDS[kind]
     of_all = {f.name for f in fields(Op)}
     hints = typing.get_type_hints(cls)
-    return {f.name: _decoder(hints[f.name]) for f in fields(cls) if f.name not in of_all}
+    return {f.name: _Own(f, _decoder(hints[f.name])) for f in fields(cls) if f.name not in of_all}
 
 
 def _decoder(annotation: Any) -> _Decode:

@@ -5,18 +5,20 @@
 for several ids is
 
     SELECT halo_batch."halo index", halo_query.*
-    FROM (SELECT unnest($halo_indices) AS "halo index", unnest($id) AS "id") AS halo_batch,
+    FROM (SELECT unnest($halo_indices) AS "halo index", unnest($id) AS "halo $id") AS halo_batch,
          LATERAL (SELECT name, rowid AS "halo order" FROM people
-                  WHERE id = halo_batch."id") AS halo_query
+                  WHERE id = halo_batch."halo $id") AS halo_query
     ORDER BY halo_batch."halo index", halo_query."halo order"
 
-which DuckDB runs as one join. ORDER BY and LIMIT become the number of the row among those of its
+which DuckDB runs as one join. No name of a look-up can mean a column of `halo_batch`, also one that
+its table does not have. ORDER BY and LIMIT become the number of the row among those of its
 look-up, `row_number() OVER (ORDER BY ...)`, and a condition on it. Each row carries the index of
 the look-up that it belongs to, and its place in that look-up's answer.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -32,6 +34,16 @@ INDICES = "halo_indices"
 ORDER = "halo order"
 """The column of a batch's answer that says where in its look-up's answer a row stands."""
 
+_LEFT_ALONE = frozenset(
+    {
+        # Make several rows of one, which have no place of their own.
+        *("unnest", "generate_subscripts", "regexp_split_to_table"),
+        # sqlglot writes them with another last digit, or without their last argument.
+        *("log2", "jaro_winkler_similarity"),
+    }
+)
+_WORD = re.compile(r"\w+")
+
 
 @lru_cache(maxsize=1024)
 def batched_text(text: str, params: tuple[str, ...]) -> str | None:
@@ -41,7 +53,8 @@ def batched_text(text: str, params: tuple[str, ...]) -> str | None:
     - the query is not understood, writes, or is volatile;
     - a parameter is missing in it, or one in it is not named;
     - joined with the parameters it might give other rows, another order or other last digits;
-    - two of its columns have one name.
+    - two of its columns have one name, or one has no name of its own: DuckDB then makes it from the
+      text, which a batch has in other words.
     """
     from sqlglot import exp, parse_one
 
@@ -53,6 +66,10 @@ def batched_text(text: str, params: tuple[str, ...]) -> str | None:
         return None
     names: list[str] = [name.lower() for name in tree.named_selects]
     if len(set(names)) < len(names) or {INDEX, ORDER} & set(names):
+        return None
+    if not all(map(_keeps_its_name, tree.expressions)):
+        return None
+    if not _LEFT_ALONE.isdisjoint(_WORD.findall(text.lower())):
         return None
     place = _place(tree)
     if place is None:
@@ -67,18 +84,19 @@ def batched_text(text: str, params: tuple[str, ...]) -> str | None:
             last = exp.Literal.number(place.last)
             within.append(exp.LTE(this=place.order.copy(), expression=last))
         tree.set("qualify", exp.Qualify(this=exp.and_(*within)))
+    tree.select(exp.alias_(place.order, exp.to_identifier(ORDER, quoted=True)), copy=False)
     found: set[str] = set()
     for node in list(tree.find_all(exp.Placeholder, exp.Parameter)):
         name = str(getattr(node.this, "name", node.this) or "")
         if name not in params:
             return None
         found.add(name)
-        node.replace(exp.column(exp.to_identifier(name, quoted=True), table="halo_batch"))
+        column = exp.to_identifier(_column(name), quoted=True)
+        node.replace(exp.column(column, table="halo_batch"))
     if found != set(params):
         return None
-    tree.select(exp.alias_(place.order, exp.to_identifier(ORDER, quoted=True)), copy=False)
     lists = [f'unnest(${INDICES}) AS "{INDEX}"']
-    lists += [f'unnest(${name}) AS "{name}"' for name in params]
+    lists += [f'unnest(${name}) AS "{_column(name)}"' for name in params]
     inner = tree.sql(dialect="duckdb", comments=False)
     return (
         f'SELECT halo_batch."{INDEX}", halo_query.* '
@@ -86,6 +104,22 @@ def batched_text(text: str, params: tuple[str, ...]) -> str | None:
         f"LATERAL ({inner}) AS halo_query "
         f'ORDER BY halo_batch."{INDEX}", halo_query."{ORDER}"'
     )
+
+
+def _column(param: str) -> str:
+    """The column of `halo_batch` that holds the values of a parameter."""
+    return f"halo ${param}"
+
+
+def _keeps_its_name(selected: Any) -> bool:
+    """Whether a selected value is called the same in a batch as alone."""
+    from sqlglot import exp
+
+    if isinstance(selected, exp.Alias):
+        return not selected.this.is_star
+    if isinstance(selected, exp.Count | exp.Min | exp.Max):
+        selected = selected.this
+    return isinstance(selected, exp.Column | exp.Star | exp.Columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +159,8 @@ def _place(tree: Any) -> _Place | None:
         return None
     if any(node.args.get("query") for node in tree.find_all(exp.In)):
         return None
-    if any(tree.find_all(exp.Window, exp.Collate)):
+    # A lambda in the old notation fails alone; sqlglot writes it in the new one.
+    if any(tree.find_all(exp.Window, exp.Collate, exp.Lambda)):
         return None
     aggregates = list(tree.find_all(exp.AggFunc))
     if not all(isinstance(each, exp.Count | exp.Min | exp.Max) for each in aggregates):

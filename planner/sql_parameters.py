@@ -5,7 +5,7 @@
 
 asks the same for every `$p` with the same third word. So calls are equal when their texts are, the
 values of such expressions, and the parameters that the text uses in other ways. Which expressions
-these are is read from the text alone; DuckDB computes the values (`runtime.sql_derived`). What runs
+these are is read from the text alone; DuckDB computes the values (`runtime.sql_keys`). What runs
 is the text as it was written, with the parameters of whoever asked first.
 """
 

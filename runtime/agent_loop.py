@@ -90,6 +90,8 @@ class AgentStep:
         self._offered = tuple(tool.schema for tool in self._tools.values())
 
     async def run(self, frame: Frame, query: str) -> Json:
+        for tool in self._tools.values():
+            tool.arguments.ensure_sound()
         messages: list[Message] = []
         if self._system is not None:
             messages.append(Message("system", self._system(frame.values)))

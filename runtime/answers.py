@@ -6,38 +6,22 @@ all the same, because an answer may be cut at its token limit and not every engi
 
 from __future__ import annotations
 
+from asyncio import Future
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from costmodel.usage import OpMetrics
 from planner.errors import PlanError
 from planner.logical import Json
 from runtime.backends.base import Message, Request
+from runtime.dispatch import Dispatcher
 from runtime.errors import ContextOverflowError, OutputTypeError
+from runtime.json_schema import schema_validator
 from runtime.records import CallRecord, CallSite
 from runtime.streaming import OpenCall
 from runtime.values import excerpt, parse_json
-
-
-class ModelCaller(Protocol):
-    """Makes model calls: `runtime.dispatch.Dispatcher`."""
-
-    async def complete(
-        self,
-        worker: str,
-        request: Request,
-        site: CallSite,
-        *,
-        priority: int = 0,
-        early: OpenCall | None = None,
-    ) -> CallRecord: ...
-
-    @property
-    def in_flight(self) -> int: ...
-
-    def stop(self) -> None: ...
 
 
 class MisfitError(Exception):
@@ -45,19 +29,22 @@ class MisfitError(Exception):
 
 
 class JsonType:
-    """Values of a JSON Schema. The schema is compiled on first use."""
+    """Values of a JSON Schema. The schema is compiled on first use; who shows it to an engine first
+    asks for `ensure_sound`."""
 
     def __init__(self, schema_json: str) -> None:
         self.schema_json = schema_json
 
     @cached_property
     def _validator(self) -> Any:
-        import jsonschema_rs
-
         try:
-            return jsonschema_rs.validator_for(cast("dict[str, Any]", parse_json(self.schema_json)))
+            return schema_validator(cast("dict[str, Any]", parse_json(self.schema_json)))
         except ValueError as error:
             raise PlanError(f"not a JSON Schema: {error}; schema: {self.schema_json}") from None
+
+    def ensure_sound(self) -> None:
+        """Raise `PlanError` when the schema is none, or refers to something outside itself."""
+        _ = self._validator
 
     @property
     def wish(self) -> str:
@@ -131,31 +118,53 @@ def answer_text(record: CallRecord) -> str:
 class Asker:
     """Asks models for values of a type."""
 
-    def __init__(self, models: ModelCaller, metrics: dict[str, OpMetrics]) -> None:
+    def __init__(self, models: Dispatcher, metrics: dict[str, OpMetrics]) -> None:
         self.models = models
         self._metrics = metrics
 
+    def begin(
+        self,
+        worker: str,
+        request: Request,
+        site: CallSite,
+        priority: int,
+        early: OpenCall | None = None,
+    ) -> Future[CallRecord]:
+        """A call as a future: of its record, or of why there is none."""
+        return self.models.begin(worker, request, site, priority=priority, early=early)
+
     async def ask(
+        self, worker: str, request: Request, site: CallSite, priority: int, answer_type: AnswerType
+    ) -> Json:
+        """The value of a model's answer to `request`.
+
+        An answer that was cut at its token limit is asked for again with twice the limit; one that
+        does not fit, with the reason in a second turn of the conversation. Raises
+        `OutputTypeError` when the second answer does not fit either.
+        """
+        if isinstance(answer_type, JsonType):
+            answer_type.ensure_sound()
+        record = await self.models.complete(worker, request, site, priority=priority)
+        try:
+            return typed_answer(record, request.max_tokens, answer_type)
+        except MisfitError as misfit:
+            return await self.ask_again(
+                worker, request, site, priority, answer_type, record, str(misfit)
+            )
+
+    async def ask_again(
         self,
         worker: str,
         request: Request,
         site: CallSite,
         priority: int,
         answer_type: AnswerType,
-        early: OpenCall | None = None,
+        record: CallRecord,
+        reason: str,
     ) -> Json:
-        """The value of a model's answer to `request`, whose prompt may be open already (`early`).
-
-        An answer that was cut at its token limit is asked for again with twice the limit; one that
-        does not fit, with the reason in a second turn of the conversation. Raises
-        `OutputTypeError` when the second answer does not fit either.
-        """
-        record = await self.models.complete(worker, request, site, priority=priority, early=early)
+        """The value of a second answer: `record` is the first one, which does not fit for the given
+        reason. Raises `OutputTypeError`."""
         text = answer_text(record)
-        try:
-            return _value(record, text, request, answer_type)
-        except MisfitError as misfit:
-            reason = str(misfit)
         cut = record.finish_reason == "length"
         second = (
             replace(request, max_tokens=2 * request.max_tokens)
@@ -175,29 +184,30 @@ class Asker:
                 f"the model's context; shorten the prompt or ask for less; it began: "
                 f"{excerpt(text)}"
             ) from None
-        text = answer_text(record)
         try:
-            return _value(record, text, second, answer_type)
+            return typed_answer(record, second.max_tokens, answer_type)
         except MisfitError as misfit:
             self._count_error(site)
             raise OutputTypeError(
                 f"the answer does not fit its type, also when asked again: {misfit}; raise "
                 f"max_tokens, bound its strings (max_length), ask for a simpler type or use a "
                 f"larger model; the answer: "
-                f"{excerpt(text)}"
+                f"{excerpt(answer_text(record))}"
             ) from None
 
     def _count_error(self, site: CallSite) -> None:
         self._metrics.setdefault(site.op, OpMetrics()).errors += 1
 
 
-def _value(record: CallRecord, text: str, request: Request, answer_type: AnswerType) -> Json:
+def typed_answer(record: CallRecord, max_tokens: int, answer_type: AnswerType) -> Json:
+    """The value of a model's answer, which had at most `max_tokens`. Raises `MisfitError`."""
+    text = answer_text(record)
     if record.finish_reason == "length" and isinstance(answer_type, Options):
         option = answer_type.completed(text)
         if option is not None:
             return option
     if record.finish_reason == "length" and answer_type.is_partial(text):
-        raise MisfitError(f"it was cut at {request.max_tokens} tokens")
+        raise MisfitError(f"it was cut at {max_tokens} tokens")
     return answer_type.parse(text)
 
 

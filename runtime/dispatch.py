@@ -11,13 +11,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from asyncio import Future
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache, partial
 
+from costmodel.usage import Usage
 from planner.errors import InvariantError
 from planner.logical import Json
-from runtime.backends.base import Backend, Completion, Request
+from runtime.backends.base import Backend, Completion, Request, ToolSchema
 from runtime.budget import BudgetMeter
 from runtime.clock import Clock
 from runtime.errors import BackendError, DrainingError
@@ -77,6 +79,7 @@ class Dispatcher:
         self._retry = RetryPolicy(max_attempts)
         self._origin_s = clock.now_s()
         self._stopped = False
+        self._held_slots: dict[Future[None], dict[Lane, int]] = {}
         self._pauses: set[asyncio.Task[None]] = set()
         self._open: set[OpenCall] = set()
 
@@ -116,9 +119,40 @@ class Dispatcher:
             return None
         if not lane.engine.capabilities.open_prompts:
             return None
-        request = replace(request, seed=self._seed_of(request, site), priority=priority)
+        request = request.keyed(request.key, self._seed_of(request, site), priority)
         call = OpenCall(worker, lane.engine, request, self._open.discard)
         self._open.add(call)
+        return call
+
+    def begin(
+        self,
+        worker: str,
+        request: Request,
+        site: CallSite,
+        *,
+        priority: int = 0,
+        early: OpenCall | None = None,
+    ) -> Future[CallRecord]:
+        """The record of `request`, made now or shared or replayed. `request.key`, `seed` and
+        `priority` are filled here. `early` is the call's prompt, if that is open already.
+
+        The value is `{"text": str}`, and `{"text": str, "tool_calls": [{"id", "name",
+        "arguments_json"}]}` when the request has tools. The future has a `BackendError`, or a
+        `DrainingError` when `stop` was called before the call started. Cancel it to stop waiting.
+        """
+        lane = self._lanes.get(worker)
+        if lane is None:
+            have = ", ".join(self._lanes) or "none"
+            raise InvariantError(f"the plan names worker {worker!r}; the run has: {have}")
+        seed = self._seed_of(request, site)
+        key = site.key(request_key(request, seed, site.identity, self._tenant))
+
+        def make() -> Awaitable[CallRecord]:
+            return self._make(lane, request.keyed(key, seed, priority), site, self._claim(early))
+
+        call = self._table.begin(key, site, make, share=self._share)
+        if early is not None:
+            call.add_done_callback(lambda _: early.drop())
         return call
 
     async def complete(
@@ -130,29 +164,8 @@ class Dispatcher:
         priority: int = 0,
         early: OpenCall | None = None,
     ) -> CallRecord:
-        """The record of `request`, made now or shared or replayed. `request.key`, `seed` and
-        `priority` are filled here. `early` is the call's prompt, if that is open already.
-
-        The value is `{"text": str}`, and `{"text": str, "tool_calls": [{"id", "name",
-        "arguments_json"}]}` when the request has tools. Raises `BackendError`, and `DrainingError`
-        when `stop` was called before the call started.
-        """
-        lane = self._lanes.get(worker)
-        if lane is None:
-            have = ", ".join(self._lanes) or "none"
-            raise InvariantError(f"the plan names worker {worker!r}; the run has: {have}")
-        seed = self._seed_of(request, site)
-        key = site.key(request_key(request, seed, site.identity, self._tenant))
-
-        def make() -> Awaitable[CallRecord]:
-            keyed = replace(request, key=key, seed=seed, priority=priority)
-            return self._make(lane, keyed, site, self._claim(early))
-
-        try:
-            return await self._table.once(key, site, make, share=self._share)
-        finally:
-            if early is not None:
-                early.drop()
+        """Wait for the record of `request`. As `begin`."""
+        return await self.begin(worker, request, site, priority=priority, early=early)
 
     def _claim(self, early: OpenCall | None) -> OpenCall | None:
         """The open prompt, for the call that is made now, unless it was given up."""
@@ -169,7 +182,7 @@ class Dispatcher:
         it are held meanwhile, as by priming. Returns the tokens computed; 0 when it did not work:
         then the first call that needs the prefix computes it."""
         lane = self._lanes[worker]
-        ticket = await lane.enter(replace(request, key=f"warm-{id(request):x}", priority=-(2**31)))
+        ticket = await lane.enter(request.keyed(f"warm-{id(request):x}", request.seed, -(2**31)))
         computed = 0
         try:
             computed = await lane.engine.warm(request)
@@ -223,10 +236,7 @@ class Dispatcher:
             lane.release()
             raise
         lane.leave(ticket)
-        if durable.done():
-            self._release(lane, durable)
-        else:
-            durable.add_done_callback(partial(self._release, lane))
+        self._release_when(durable, lane)
         return record
 
     def _check_budget(self) -> None:
@@ -292,7 +302,7 @@ class Dispatcher:
         usage = completion.usage
         predicted = lane.predict(ticket, usage)
         if predicted is not None:
-            usage = replace(usage, predicted_cached_tokens=predicted)
+            usage = Usage(usage.input_tokens, usage.output_tokens, usage.cached_tokens, predicted)
         first_token_s = completion.first_token_s
         return CallRecord(
             key=request.key,
@@ -314,14 +324,31 @@ class Dispatcher:
             attempts=answer.attempts,
         )
 
-    def _release(self, lane: Lane, durable: asyncio.Future[None]) -> None:
+    def _release_when(self, durable: Future[None], lane: Lane) -> None:
+        """Give a slot of `lane` back when `durable` is done. Records that are committed together
+        have one future, and their slots come back together."""
+        if durable.done():
+            self._check_recorded(durable)
+            lane.release()
+            return
+        slots = self._held_slots.get(durable)
+        if slots is None:
+            slots = self._held_slots[durable] = {}
+            durable.add_done_callback(self._release)
+        slots[lane] = slots.get(lane, 0) + 1
+
+    def _release(self, durable: Future[None]) -> None:
+        self._check_recorded(durable)
+        for lane, slots in self._held_slots.pop(durable).items():
+            lane.release(slots)
+
+    def _check_recorded(self, durable: Future[None]) -> None:
         error = None if durable.cancelled() else durable.exception()
         if error is not None:
             # Nothing is recorded any more: to go on would spend calls that a resume repeats.
             reason = str(error)
-            for each in self._lanes.values():
-                each.refuse(lambda: _unrecorded(reason))
-        lane.release()
+            for lane in self._lanes.values():
+                lane.refuse(lambda: _unrecorded(reason))
 
 
 def derive_seed(run_seed: int, identity: str) -> int:
@@ -330,33 +357,57 @@ def derive_seed(run_seed: int, identity: str) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
+_encode: Callable[[object], str] = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def request_key(request: Request, seed: int | None, identity: str, tenant: str) -> str:
     """The content key of a call: 64 hex digits of everything that its answer may depend on, with
     the identity that keeps a sampled or write call apart, and the tenant."""
-    asked = [
-        tenant,
-        identity,
+    sampling, output = _settings_json(
         request.model,
         request.max_tokens,
         request.temperature,
         request.top_p,
-        seed,
         request.stop,
         request.schema_json,
         request.options,
-        [(t.name, t.description, t.parameters_json) for t in request.tools],
-        [
-            (
-                m.role,
-                m.content,
-                m.tool_call_id,
-                m.name,
-                [(c.id, c.name, c.arguments_json) for c in m.tool_calls],
-            )
-            for m in request.messages
-        ],
+        request.tools,
+    )
+    messages = [
+        (
+            m.role,
+            m.content,
+            m.tool_call_id,
+            m.name,
+            [(c.id, c.name, c.arguments_json) for c in m.tool_calls],
+        )
+        for m in request.messages
     ]
-    return hashlib.sha256(json.dumps(asked, separators=(",", ":")).encode()).hexdigest()
+    asked = (
+        f"[{_encode(tenant)},{_encode(identity)},{sampling},{'null' if seed is None else seed},"
+        f"{output},{_encode(messages)}]"
+    )
+    return hashlib.sha256(asked.encode()).hexdigest()
+
+
+# Typed, because 1 and 1.0 are equal and their JSON is not.
+@lru_cache(maxsize=1024, typed=True)
+def _settings_json(
+    model: str,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    stop: tuple[str, ...],
+    schema_json: str | None,
+    options: tuple[str, ...],
+    tools: tuple[ToolSchema, ...],
+) -> tuple[str, str]:
+    """What does not depend on the row: the members of a key's JSON before and after the seed.
+    Remembered, since all calls of an operator have them in common."""
+    schemas = [(t.name, t.description, t.parameters_json) for t in tools]
+    before = _encode([model, max_tokens, temperature, top_p])
+    after = _encode([stop, schema_json, options, schemas])
+    return before[1:-1], after[1:-1]
 
 
 def _draining() -> DrainingError:

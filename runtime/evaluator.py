@@ -1,8 +1,8 @@
 """Evaluation: operators run as soon as what they wait for has ended.
 
-Cheap operators run at once, in a loop; a step gets a task, and when the task ends the loop goes on
-from there. Nothing recurses along a chain of operators, and there is no barrier between operators
-or rows.
+Cheap operators run at once, in a loop; a model call is a future, any other step gets a task, and
+when it ends the loop goes on from there. Nothing recurses along a chain of operators, and there is
+no barrier between operators or rows.
 
 An operator without a value fails what depends on it and nothing else. The rest of its row goes on
 even when the row's outcome is settled: which error a row reports, and which writes happen, must not
@@ -13,14 +13,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from asyncio import Future
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from costmodel.errors import HaloError
 from planner.logical import Json, Op, Recover
+from runtime.answers import MisfitError
 from runtime.errors import DrainingError
-from runtime.records import Recovered, RowError
-from runtime.scope import FailedBodyError, Failure, Frame, Scope
+from runtime.records import CallRecord, Recovered, RowError
+from runtime.scope import CallStep, FailedBodyError, Failure, Frame, Scope
 from runtime.write_order import WriteOrder
+
+Work = Callable[[Frame, str], Coroutine[Any, Any, Json]]
+"""What a task does for an operator of a frame, of which calls are recorded under the given query.
+"""
 
 _log = logging.getLogger("halo.executor")
 
@@ -45,6 +53,7 @@ class Evaluator:
         self.stopping = False
         self.crash: BaseException | None = None
         self._orders: dict[str, WriteOrder] = {}
+        self._calls: set[Future[CallRecord]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._on_draining = on_draining
         self._on_crash = on_crash
@@ -106,7 +115,7 @@ class Evaluator:
     def _drive(self, frame: Frame, ready: list[int]) -> None:
         """Evaluate the operators at `ready` and all that become ready by it."""
         functions, values, environment = frame.scope.functions, frame.values, frame.environment
-        gates, recovers = frame.scope.gates, frame.scope.recovers
+        gates, recovers, calls = frame.scope.gates, frame.scope.recovers, frame.scope.calls
         while ready:
             position = ready.pop()
             if gates and position in gates and position not in frame.opened:
@@ -128,13 +137,17 @@ class Evaluator:
                 self._skip_turn(frame, position)
             else:
                 function = functions[position]
-                if function is None:
-                    self._spawn(frame, position)
+                if function is not None:
+                    try:
+                        values[position] = function(values, environment)
+                    except Exception as error:
+                        frame.fail(position, _failure(frame, position, error))
+                elif position in calls:
+                    if not self._call(frame, position, calls[position]):
+                        continue
+                else:
+                    self._spawn(frame, position, frame.scope.steps[position].run)
                     continue
-                try:
-                    values[position] = function(values, environment)
-                except Exception as error:
-                    frame.fail(position, _failure(frame, position, error))
             frame.end(position, ready)
         if not frame.open:
             for turn_at in frame.turns if frame.states is not None else ():
@@ -151,33 +164,71 @@ class Evaluator:
         self._on_recovered(Recovered(op.fingerprint, query, row.index, row.key, error))
         return {"value": None, "error": error.message} if op.detail else None
 
+    # --- calls -----------------------------------------------------------------------------------
+
+    def _call(self, frame: Frame, position: int, step: CallStep) -> bool:
+        """Begin a call. Whether it has ended already: its record was known, or it cannot begin."""
+        if self.stopping:
+            frame.fail(position, Failure(None, position))
+            return True
+        try:
+            call = step.begin(frame, frame.query_of(position))
+        except Exception as error:
+            self._fail(frame, position, error)
+            return True
+        if call.done():
+            return self._take(frame, position, step, call)
+        self._calls.add(call)
+        call.add_done_callback(partial(self._called, frame, position, step))
+        return False
+
+    def _called(
+        self, frame: Frame, position: int, step: CallStep, call: Future[CallRecord]
+    ) -> None:
+        """A call has ended: go on with the operators after it."""
+        self._calls.discard(call)
+        try:
+            if self._take(frame, position, step, call):
+                ready: list[int] = []
+                frame.end(position, ready)
+                self._drive(frame, ready)
+        except Exception as error:
+            self.crashed(error)
+
+    def _take(self, frame: Frame, position: int, step: CallStep, call: Future[CallRecord]) -> bool:
+        """Take what a call has given. False when the operator goes on, or the run is over."""
+        try:
+            record = call.result()
+            try:
+                frame.values[position] = step.value(record)
+            except MisfitError as misfit:
+                self._spawn(frame, position, partial(step.again, record=record, misfit=misfit))
+                return False
+        except asyncio.CancelledError as error:
+            self.crashed(error)
+            return False
+        except Exception as error:
+            self._fail(frame, position, error)
+        return True
+
     # --- steps -----------------------------------------------------------------------------------
 
-    def _spawn(self, frame: Frame, position: int) -> None:
-        self._tasks.add(asyncio.get_running_loop().create_task(self._run(frame, position)))
+    def _spawn(self, frame: Frame, position: int, work: Work) -> None:
+        self._tasks.add(asyncio.create_task(self._run(frame, position, work)))
 
-    async def _run(self, frame: Frame, position: int) -> None:
+    async def _run(self, frame: Frame, position: int, work: Work) -> None:
         """One step, from its turn to the operators after it."""
         try:
-            failure: Failure | None = None
             try:
                 if position in frame.turns:
                     await self._order(frame.scope.ops[position]).wait(frame.turns[position])
                 if self.stopping:
-                    failure = Failure(None, position)
+                    frame.fail(position, Failure(None, position))
                 else:
-                    step = frame.scope.steps[position]
-                    frame.values[position] = await step.run(frame, frame.query_of(position))
-            except FailedBodyError as error:
-                failure = Failure(error.failure.error, position)
-            except DrainingError:
-                # Before the turn ends: no later row may write when this one has not.
-                self._on_draining()
-                failure = Failure(None, position)
+                    frame.values[position] = await work(frame, frame.query_of(position))
             except Exception as error:
-                failure = _failure(frame, position, error)
-            if failure is not None:
-                frame.fail(position, failure)
+                # Before the turn ends: no later row may write when this one has not.
+                self._fail(frame, position, error)
             if position in frame.turns:
                 self._end_turn(frame, position)
             ready: list[int] = []
@@ -192,6 +243,16 @@ class Evaluator:
             task = asyncio.current_task()
             if task is not None:
                 self._tasks.discard(task)
+
+    def _fail(self, frame: Frame, position: int, error: Exception) -> None:
+        """A call or step has no value."""
+        if isinstance(error, FailedBodyError):
+            frame.fail(position, Failure(error.failure.error, position))
+        elif isinstance(error, DrainingError):
+            self._on_draining()
+            frame.fail(position, Failure(None, position))
+        else:
+            frame.fail(position, _failure(frame, position, error))
 
     def _end_turn(self, frame: Frame, position: int) -> None:
         self._order(frame.scope.ops[position]).end(frame.turns[position])
@@ -215,12 +276,12 @@ class Evaluator:
             self._on_crash()
 
     async def cancel(self) -> None:
-        """Cancel the steps under way and wait until they have ended."""
-        tasks = tuple(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        """Cancel the calls and steps under way and wait until they have ended."""
+        under_way: tuple[Future[Any], ...] = (*self._calls, *self._tasks)
+        for each in under_way:
+            each.cancel()
+        if under_way:
+            await asyncio.wait(under_way)
 
 
 def body_values(frames: Sequence[Frame]) -> list[Json]:

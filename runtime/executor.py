@@ -22,11 +22,12 @@ from costmodel.usage import OpMetrics
 from planner.errors import InvariantError
 from planner.logical import CALLS, Const, Effect, Json, Op, Scan, SqlRows, walk
 from planner.physical import PhysicalPlan
+from runtime.agenda import Agenda
 from runtime.agent_loop import ToolCaller
-from runtime.answers import ModelCaller
 from runtime.backends.base import ToolSchema
 from runtime.clock import Clock
 from runtime.derive import Given, Table
+from runtime.dispatch import Dispatcher
 from runtime.errors import DrainingError
 from runtime.evaluator import Evaluator
 from runtime.operators import Compiler
@@ -82,6 +83,7 @@ class Progress:
     Attributes:
         rows_active: rows under way, each once.
         calls_in_flight: calls that engines work on.
+        share_started: of the rows that there are so far, those that have started, ended or not.
         requested, made, shared, replayed: of calls, as in `OpMetrics`.
         queries: the rows of each query.
         calls_expected: what the whole run is expected to make, as its first rows suggest; None
@@ -99,6 +101,7 @@ class Progress:
     replayed: int
     queries: Mapping[str, QueryProgress] = field(default_factory=dict[str, QueryProgress])
     calls_expected: float | None = None
+    share_started: float = 0.0
 
 
 @dataclass(slots=True)
@@ -146,7 +149,7 @@ class Executor:
         self,
         plan: PhysicalPlan,
         *,
-        dispatcher: ModelCaller,
+        dispatcher: Dispatcher,
         tools: ToolCaller,
         tool_schemas: Mapping[str, ToolSchema],
         store: Store,
@@ -192,13 +195,13 @@ class Executor:
         for relation, stage in self._stages.items():
             if paths := plan.stage_order.get(relation.fingerprint):
                 stage.start_in_groups(paths)
+        self._agenda = Agenda(self._stages.values(), self._start_query)
         self._scopes: dict[tuple[Target, ...], Scope] = {}
         self._calls = {op.fingerprint for op in plan.logical.walk_all() if isinstance(op, CALLS)}
         self._recorded: set[tuple[str, str]] = set()
         self._querying: dict[Stage, asyncio.Task[None]] = {}
         self._admitted = 0
         self._active = 0
-        self._unsettled = True
         self._started = False
         self._wake: asyncio.Future[None] | None = None
 
@@ -208,6 +211,7 @@ class Executor:
         queries = {name: query.progress for name, query in self._queries.items()}
         # A list made in one step: the loop's thread may add operators meanwhile.
         calls = [m for op, m in list(self._metrics.items()) if op in self._calls]
+        rows = sum(stage.total for stage in self._stages.values())
         return Progress(
             rows_total=sum(q.rows_total for q in queries.values()),
             rows_done=sum(q.rows_done for q in queries.values()),
@@ -219,6 +223,7 @@ class Executor:
             shared=sum(m.shared for m in calls),
             replayed=sum(m.replayed for m in calls),
             queries=queries,
+            share_started=min(1.0, self._admitted / rows) if rows else 0.0,
         )
 
     @property
@@ -281,9 +286,7 @@ class Executor:
                 )
             its_rows = rows[relation.source]
             keys = row_keys(its_rows)
-            stage.total = len(keys)
-            stage.ended = True
-            stage.pending.extend(
+            stage.fill(
                 StageRow(index, keys[index], its_rows[index])
                 for index in self._order(relation.source, stage, len(keys))
             )
@@ -303,8 +306,10 @@ class Executor:
         """Admit rows until all stages have finished, or the run stops."""
         while True:
             self._check_crash()
-            self._settle()
-            stage = None if self._evaluator.stopping else self._next_stage()
+            stage = None
+            if not self._evaluator.stopping:
+                self._agenda.settle()
+                stage = self._agenda.next() if self._has_room else None
             if stage is not None:
                 self._admit(stage, stage.pending.popleft())
                 self._admitted += 1
@@ -315,36 +320,16 @@ class Executor:
             else:
                 return
 
-    def _settle(self) -> None:
-        """Pass on that stages have ended or are not needed any more, as far as it goes, and start
-        the queries whose tables are whole."""
-        if not self._unsettled or self._evaluator.stopping:
-            return
-        self._unsettled = False
-        stages = list(self._stages.values())
-        # Not needed: from the last to the first. Ended: from the first to the last.
-        for stage in reversed(stages):
-            stage.close_if_full()
-        for stage in stages:
-            if stage.is_query_ready and not stage.ended and stage not in self._querying:
-                self._start_query(stage)
-            stage.finish_if_done()
-
-    def _next_stage(self) -> Stage | None:
-        """The last stage that has a row to start."""
-        if self._active >= max(1, self._plan.rows_in_flight):
-            return None
-        for stage in reversed(self._stages.values()):
-            if stage.pending and (not stage.limited or stage.active < stage.allowance):
-                return stage
-        return None
+    @property
+    def _has_room(self) -> bool:
+        return self._active < max(1, self._plan.rows_in_flight)
 
     # --- rows ------------------------------------------------------------------------------------
 
     def _admit(self, stage: Stage, row: StageRow) -> None:
         targets = tuple(target for target in stage.targets if self._needs(target, row))
         if not targets:
-            self._unsettled = True
+            self._agenda.changed(stage)
             return
         stage.active += 1
         self._active += 1
@@ -439,12 +424,13 @@ class Executor:
         self._queries[target.query].dropped += 1
 
     def _row_ended(self, stage: Stage) -> None:
-        for target in stage.targets:
-            for limit in target.limits:
-                limit.see()
+        limits = [limit for target in stage.targets for limit in target.limits]
+        for limit in limits:
+            limit.see()
         stage.active -= 1
         self._active -= 1
-        self._unsettled = self._unsettled or stage.limited or not (stage.pending or stage.active)
+        if limits or stage.limited or not (stage.pending or stage.active):
+            self._agenda.changed(stage)
         self._rows_ended += 1
         if self._replan is not None and self._rows_ended >= self._look_at:
             self._plan_again(self._replan)
@@ -498,7 +484,7 @@ class Executor:
                 name = op.label or op.fingerprint
                 stage.add([RowError(type(error).__name__, str(error), name)])
             stage.ended = True
-            self._unsettled = True
+            self._agenda.changed(stage)
         except Exception as error:
             self._evaluator.crashed(error)
         finally:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import SplitResult, quote, urlencode, urljoin, urlsplit
 
-from planner.logical import Json, render_value
+from planner.logical import Effect, Json, render_value
 from runtime.clock import Clock
 from runtime.deadline import finish_within
 from runtime.errors import ToolError
@@ -27,11 +27,12 @@ _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 
 
 class HttpTools:
-    """Calls HTTP tools; connections are kept between calls. Use in one event loop."""
+    """Calls HTTP tools. Connections are kept between calls, except for writes: the server may be
+    closing a kept one, and a write that breaks is not tried again. Use it in one event loop."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._session: ClientSession | None = None
+        self._sessions: dict[bool, ClientSession] = {}
 
     async def call(
         self, spec: ToolSpec, arguments: Mapping[str, Json], idempotency_key: str
@@ -46,15 +47,19 @@ class HttpTools:
         url, rest = fill(spec, arguments)
         import aiohttp
 
-        if self._session is None:
-            # Time limits are set here, in real time: `finish_within`.
-            self._session = aiohttp.ClientSession(
+        writes = spec.effect is Effect.WRITE
+        session = self._sessions.get(writes)
+        if session is None:
+            # Time limits are set here, in real time: `finish_within`. How many calls there are at
+            # once is the tool's own limit.
+            session = self._sessions[writes] = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, force_close=writes),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
         try:
             return await finish_within(
-                self._request(self._session, spec, url, rest, idempotency_key),
+                self._request(session, spec, url, rest, idempotency_key),
                 spec.timeout_s,
                 self._clock,
                 partial(timeout_error, spec.name, spec.timeout_s),
@@ -69,8 +74,8 @@ class HttpTools:
 
     async def close(self) -> None:
         """Close the connections."""
-        session, self._session = self._session, None
-        if session is not None:
+        sessions, self._sessions = self._sessions, {}
+        for session in sessions.values():
             await session.close()
 
     async def _request(

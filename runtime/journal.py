@@ -16,7 +16,7 @@ import threading
 from asyncio import Future
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -37,10 +37,15 @@ from runtime.records import CallRecord, Outcome
 GROUP_RECORDS = 5_000
 """A group is closed at this size: a commit stays short, and so does the wait for it."""
 
-VIRTUAL_COMMIT_S = 0.01
+VIRTUAL_COMMIT_S = 0.025
 """On virtual time, a group gathers for this long, and its commit takes as long again, whatever the
 disk needs: time stands still only when the disk needs longer. So the disk does not set the pace of
-a simulation, and two simulations of one run are equal."""
+a simulation, and two simulations of one run are equal.
+
+A simulation runs about ten times as fast as its own clock, so this is some milliseconds of a real
+disk. Less makes it wait for the disk, and costs more commits, each about as much processor time as
+a call. More keeps slots so long that it shows in simulated times: this much makes a run of calls
+that take half a second 1 percent longer."""
 
 CHEAP_SNAPSHOT_OPS = 256
 """Up to this many operators, metrics are compared at each commit; beyond, less often."""
@@ -69,7 +74,7 @@ class _Group:
         self.metrics: list[Row] = []
         self.end: Row | None = None
         self.durable: _Durable | None = None
-        self.held = ExitStack()
+        self.held: AbstractContextManager[None] | None = None
         self.size = 0
         self.written = False
         self.due = False
@@ -261,11 +266,14 @@ class Journal:
 
     def _commit_due(self, group: _Group) -> None:
         """Virtual time has come to the end of a commit; it goes on when the disk is that far."""
+        if group.durable is not None and group.durable.done():
+            return  # the journal was closed meanwhile, and did not wait
         group.due = True
         if group.written:
             self._settle(group)
         else:
-            group.held.enter_context(self._clock.outside())
+            group.held = self._clock.outside()
+            group.held.__enter__()
 
     def _written(self, group: _Group, error: RunDirectoryError | None) -> None:
         group.written, group.error = True, error
@@ -274,7 +282,8 @@ class Journal:
 
     def _settle(self, group: _Group) -> None:
         self._writing.popleft()
-        group.held.close()
+        if group.held is not None:
+            group.held.__exit__(None, None, None)
         error = group.error
         if group.durable is not None:
             if error is None:
@@ -321,10 +330,14 @@ class Journal:
         write = self._connection
         write.execute("BEGIN IMMEDIATE")
         try:
-            write.executemany(INSERT_CALL, group.calls)
-            write.executemany(INSERT_FAILED_CALL, group.failed_calls)
-            write.executemany(INSERT_OUTCOME, group.outcomes)
-            write.executemany(REPLACE_METRICS, group.metrics)
+            for insert, rows in (
+                (INSERT_CALL, group.calls),
+                (INSERT_FAILED_CALL, group.failed_calls),
+                (INSERT_OUTCOME, group.outcomes),
+                (REPLACE_METRICS, group.metrics),
+            ):
+                if rows:
+                    write.executemany(insert, rows)
             if group.end is not None:
                 write.execute(
                     "UPDATE processes SET ended_at = ?, exit_reason = ?, cpu_s = ? "

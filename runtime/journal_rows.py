@@ -8,7 +8,6 @@ import re
 from typing import Any, TypeAlias
 
 from costmodel.usage import OpMetrics, Usage
-from planner.logical import Json
 from runtime.errors import ValueTypeError
 from runtime.records import CallRecord, Outcome, RowError
 
@@ -116,8 +115,9 @@ def metrics_row(process: int, op: str, metrics: OpMetrics) -> Row:
     )
 
 
-def _json(value: Json, *, ascii_only: bool = False) -> str:
-    return json.dumps(value, ensure_ascii=ascii_only, allow_nan=False, separators=(",", ":"))
+# Made once: `json.dumps` with these arguments would make an encoder for each value.
+_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_ascii_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 
 def _exact_json(call: CallRecord) -> str:
@@ -130,7 +130,7 @@ def _exact_json(call: CallRecord) -> str:
         try:
             text.encode()
         except UnicodeEncodeError:
-            return _json(call.value, ascii_only=True)
+            return _ascii_json(call.value)
         return text
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueTypeError(

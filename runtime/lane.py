@@ -67,17 +67,14 @@ class Lane:
             else None
         )
 
-    @property
-    def tracks_prefixes(self) -> bool:
-        """Whether it matters to this lane when a prompt is prefilled."""
-        return self._priming is not None
-
     def awaits_prefill(self, ticket: Ticket) -> bool:
         """Whether others may be held until the prompt of `ticket` is prefilled: to be told of it
-        costs a streamed answer."""
-        if self._priming is None or ticket.prefill is None:
+        costs a streamed answer. Never on an engine that shares prefixes between requests that
+        arrive together."""
+        prefill = ticket.prefill
+        if not self._hold or self._priming is None or prefill is None or not prefill.open:
             return False
-        return not self._hold or self._priming.may_hold(ticket.prefill)
+        return self._priming.may_hold(prefill)
 
     @property
     def free(self) -> int:
@@ -134,9 +131,9 @@ class Lane:
         self.in_flight -= 1
         self.failed(ticket)
 
-    def release(self) -> None:
-        """Give a slot back."""
-        self._taken -= 1
+    def release(self, slots: int = 1) -> None:
+        """Give slots back."""
+        self._taken -= slots
         self._admit()
 
     def refuse(self, error: Callable[[], Exception]) -> None:

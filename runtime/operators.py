@@ -3,6 +3,7 @@ the operators of a plan, of whatever kind, into scopes."""
 
 from __future__ import annotations
 
+from asyncio import Future
 from collections.abc import Callable, Mapping, Sequence
 
 from costmodel.usage import OpMetrics
@@ -26,21 +27,22 @@ from planner.logical import (
     When,
 )
 from runtime.agent_loop import AgentStep, ToolCaller
-from runtime.answers import Asker, JsonType, ModelCaller, Options, answer_text
+from runtime.answers import Asker, JsonType, MisfitError, Options, answer_text, typed_answer
 from runtime.backends.base import Message, Request, ToolSchema
+from runtime.dispatch import Dispatcher
 from runtime.errors import ValueTypeError
 from runtime.evaluator import Evaluator
 from runtime.inline import Compute, compile_inline, compile_opening, compile_prompt
 from runtime.nested import LoopStep, MapStep, ReduceStep, WhenStep
 from runtime.placement import Placement
-from runtime.records import CallSite
-from runtime.scope import Frame, Scope, Step
+from runtime.records import CallRecord, CallSite
+from runtime.scope import CallStep, Frame, Scope, Step
 from runtime.sinks import LimitState, LimitStep, Sink, compile_filter, compile_sink
 from runtime.streaming import OpenCall, PromptOpener, growing
 from runtime.values import checked, copied, kind_of
 
 
-class ModelStep:
+class ModelStep(CallStep):
     """A `Generate` or `Choose`. Free text is taken as it is, cut or not; typed answers are checked
     and asked for once more when they do not fit."""
 
@@ -68,17 +70,29 @@ class ModelStep:
         elif self._schema_json is not None:
             self._answer_type = JsonType(self._schema_json)
 
-    async def run(self, frame: Frame, query: str) -> Json:
+    def begin(self, frame: Frame, query: str) -> Future[CallRecord]:
+        if isinstance(self._answer_type, JsonType):
+            self._answer_type.ensure_sound()
         request = self._request(frame, self._prompt(frame.values))
         site, priority = self._site(frame, query), self._priority(frame)
         early = self._early(frame)
         worker = self._worker(frame) if early is None else early.worker
-        if self._answer_type is not None:
-            return await self._asker.ask(worker, request, site, priority, self._answer_type, early)
-        record = await self._asker.models.complete(
-            worker, request, site, priority=priority, early=early
+        return self._asker.begin(worker, request, site, priority, early)
+
+    def value(self, record: CallRecord) -> Json:
+        if self._answer_type is None:
+            return answer_text(record)
+        return typed_answer(record, self.op.max_tokens, self._answer_type)
+
+    async def again(
+        self, frame: Frame, query: str, record: CallRecord, misfit: MisfitError
+    ) -> Json:
+        assert self._answer_type is not None
+        request = self._request(frame, self._prompt(frame.values))
+        site, priority = self._site(frame, query), self._priority(frame)
+        return await self._asker.ask_again(
+            self._worker(frame), request, site, priority, self._answer_type, record, str(misfit)
         )
-        return answer_text(record)
 
     def opening(self, frame: Frame, position: int) -> str | None:
         """See `runtime.streaming.GrowingStep`. A choice is scored, which needs a whole prompt."""
@@ -179,7 +193,7 @@ class Compiler:
         self,
         placement: Placement,
         *,
-        models: ModelCaller,
+        models: Dispatcher,
         tools: ToolCaller,
         tool_schemas: Mapping[str, ToolSchema],
         metrics: dict[str, OpMetrics],
@@ -214,7 +228,7 @@ class Compiler:
             scope = self._bodies[body.fingerprint] = Scope((body.result,), self._compile)
         return scope
 
-    def _compile(self, op: Op, inputs: Sequence[int]) -> Compute | Step:
+    def _compile(self, op: Op, inputs: Sequence[int]) -> Compute | Step | CallStep:
         if isinstance(op, Filter):
             return compile_filter(op, inputs, self._metrics)
         if isinstance(op, Limit):
@@ -224,7 +238,7 @@ class Compiler:
         function = compile_inline(op, inputs)
         return function if function is not None else self._step(op, inputs)
 
-    def _step(self, op: Op, inputs: Sequence[int]) -> Step:
+    def _step(self, op: Op, inputs: Sequence[int]) -> Step | CallStep:
         bodies = [self._body(body) for body in op.bodies]
         match op:
             case Generate() | Choose():

@@ -5,16 +5,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Literal
-
-from planner.logical import Json, Sql
-from runtime.agent_loop import ToolCaller
-from runtime.answers import ModelCaller
-from runtime.backends.base import Request
-from runtime.records import CallRecord, CallSite
-from runtime.streaming import Listener, OpenCall
 
 Group = Literal["models", "tools"]
 
@@ -64,64 +57,3 @@ class Phases:
             if not ready.done():
                 self._inside += 1
                 ready.set_result(None)
-
-
-class PhasedModels:
-    """Model calls that wait for their turn."""
-
-    def __init__(self, models: ModelCaller, phases: Phases) -> None:
-        self._models = models
-        self._phases = phases
-
-    @property
-    def in_flight(self) -> int:
-        return self._models.in_flight
-
-    def stop(self) -> None:
-        self._models.stop()
-
-    async def complete(
-        self,
-        worker: str,
-        request: Request,
-        site: CallSite,
-        *,
-        priority: int = 0,
-        early: OpenCall | None = None,
-    ) -> CallRecord:
-        async with self._phases.turn("models"):
-            return await self._models.complete(
-                worker, request, site, priority=priority, early=early
-            )
-
-
-class PhasedTools:
-    """Tool calls and queries that wait for their turn."""
-
-    def __init__(self, tools: ToolCaller, phases: Phases) -> None:
-        self._tools = tools
-        self._phases = phases
-
-    def stop(self) -> None:
-        self._tools.stop()
-
-    async def call(
-        self,
-        name: str,
-        arguments: Mapping[str, Json],
-        site: CallSite,
-        listener: Listener | None = None,
-    ) -> CallRecord:
-        async with self._phases.turn("tools"):
-            return await self._tools.call(name, arguments, site, listener)
-
-    async def query(
-        self,
-        op: Sql,
-        text: str,
-        params: Mapping[str, Json],
-        site: CallSite,
-        listener: Listener | None = None,
-    ) -> CallRecord:
-        async with self._phases.turn("tools"):
-            return await self._tools.query(op, text, params, site, listener)

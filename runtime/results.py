@@ -7,21 +7,28 @@ killed: the order is that of the queries and the rows.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from runtime.atomic_file import replaced_path, replaced_text
 from runtime.errors import RunDirectoryError
-from runtime.journal_reader import read_calls, reading
-from runtime.records import CallRecord
+from runtime.journal_reader import reading
 from runtime.run_directory import RunDirectory
 
 ROW_GROUP_ROWS = 20_480
 """Fixed, so that bytes do not depend on the machine; small, because a group is held in memory."""
 
 FIXED_COLUMNS = ("query", "row", "row_key", "value")
+
+TRACE_FIELDS = (
+    "process", "kind", "name", "op", "query", "row_key", "path", "turn", "effect", "key",
+    "queued_s", "start_s", "first_token_s", "end_s", "attempts", "input_tokens", "output_tokens",
+    "cached_tokens", "predicted_cached_tokens", "finish_reason", "error", "value",
+)  # fmt: skip
+"""What a line of the trace has of a call, in this order. Times are seconds on the clock of its
+process."""
 
 _Failure: TypeAlias = "tuple[str, int, str, str, str, str]"
 
@@ -44,37 +51,8 @@ def write_results(directory: RunDirectory, queries: Sequence[str]) -> None:
             }
             file.write(_line(line))
     with replaced_text(directory.trace) as file:
-        for process, call in read_calls(directory.journal):
-            file.write(_line(trace_line(process, call)))
-
-
-def trace_line(process: int, call: CallRecord) -> dict[str, Any]:
-    """A call as `trace.jsonl` has it. Times are seconds on the clock of its process."""
-    usage = call.usage
-    return {
-        "process": process,
-        "kind": call.kind,
-        "name": call.name,
-        "op": call.op,
-        "query": call.query,
-        "row_key": call.row_key,
-        "path": call.path,
-        "turn": call.turn,
-        "effect": call.effect,
-        "key": call.key,
-        "queued_s": call.queued_s,
-        "start_s": call.start_s,
-        "first_token_s": call.first_token_s,
-        "end_s": call.end_s,
-        "attempts": call.attempts,
-        "input_tokens": usage.input_tokens,
-        "output_tokens": usage.output_tokens,
-        "cached_tokens": usage.cached_tokens,
-        "predicted_cached_tokens": usage.predicted_cached_tokens,
-        "finish_reason": call.finish_reason,
-        "error": call.error,
-        "value": call.value,
-    }
+        for call in _calls(directory.journal):
+            file.write(_line(call))
 
 
 class FlatFields:
@@ -139,7 +117,7 @@ def _write_values(directory: RunDirectory, queries: Sequence[str], fields: FlatF
     with replaced_text(directory.results) as file:
         for query, row, key, value in _values(directory.journal, queries):
             fields.add(json.loads(value))
-            head = json.dumps({"query": query, "row": row, "key": key}, ensure_ascii=False)
+            head = _encode({"query": query, "row": row, "key": key})
             line = f'{head[:-1]}, "value": {value}}}\n'
             longest = max(longest, len(line))
             file.write(line)
@@ -166,6 +144,21 @@ def _failures(journal: Path, queries: Sequence[str]) -> Iterator[_Failure]:
                 "ORDER BY row_index, row_key",
                 (query,),
             )
+
+
+def _calls(journal: Path) -> Iterator[dict[str, Any]]:
+    """The lines of the trace. From the journal's rows, without a `CallRecord` in between: there is
+    a line for each call of the run."""
+    fields = ", ".join(TRACE_FIELDS)
+    with reading(journal) as connection:
+        rows = connection.execute(
+            f"SELECT {fields} FROM calls UNION ALL SELECT {fields} FROM failed_calls "
+            "ORDER BY process, start_s, end_s, key"
+        )
+        for row in rows:
+            line: dict[str, Any] = dict(zip(TRACE_FIELDS, row, strict=True))
+            line["value"] = json.loads(line["value"])
+            yield line
 
 
 def _write_parquet(
@@ -204,8 +197,12 @@ def _write_parquet(
             raise RunDirectoryError(f"cannot write {target}: {error}") from error
 
 
+# Made once: `json.dumps` with this argument would make an encoder for each line.
+_encode: Callable[[object], str] = json.JSONEncoder(ensure_ascii=False).encode
+
+
 def _line(document: Mapping[str, Any]) -> str:
-    return json.dumps(document, ensure_ascii=False) + "\n"
+    return _encode(document) + "\n"
 
 
 def _text(text: str) -> str:

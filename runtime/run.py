@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from costmodel.errors import HaloError
 from costmodel.usage import OpMetrics
 from planner.logical import (
     Agent,
     Filter,
     Json,
+    LogicalPlan,
     Relation,
     Result,
     Scan,
@@ -28,12 +29,12 @@ from runtime.backends.base import Backend, ToolSchema
 from runtime.budget import Budget, BudgetMeter
 from runtime.clock import LoopClock, process_cpu_s, utc_now, wall_s
 from runtime.dispatch import Dispatcher
-from runtime.errors import RunDirectoryError
 from runtime.executor import Executor, Progress
 from runtime.journal import Journal
 from runtime.journal_reader import read_outcomes
+from runtime.kept_plan import KeptPlan, refuse_another_plan, write_plan
 from runtime.memory_store import MemoryStore
-from runtime.phases import PhasedModels, PhasedTools, Phases
+from runtime.phases import Phases
 from runtime.placement import Replan
 from runtime.records import Outcome, Recovered, Store
 from runtime.results import write_results
@@ -90,6 +91,7 @@ class RunInputs:
     resume: bool = False
     sql: SqlSession | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    merged: LogicalPlan | None = None
     replan: Replan | None = None
 
 
@@ -128,12 +130,16 @@ class RunHandle:
     """A run under way: `stop` and `progress` from outside, `run` in the loop."""
 
     def __init__(self, inputs: RunInputs) -> None:
-        self.clock = LoopClock()
         self._inputs = inputs
         self._executor: Executor | None = None
         self._metrics: dict[str, OpMetrics] = {}
         self._stopped = ""
         self.budget_reached = False
+
+    @cached_property
+    def clock(self) -> LoopClock:
+        """Of the loop that is running when it is first asked for: that of the run."""
+        return LoopClock(asyncio.get_running_loop())
 
     @property
     def progress(self) -> Progress | None:
@@ -142,7 +148,9 @@ class RunHandle:
             return None
         progress = self._executor.progress
         done = progress.rows_done / progress.rows_total if progress.rows_total else 0.0
-        forecast = refined(self._inputs.stats, dict(list(self._metrics.items())), done)
+        forecast = refined(
+            self._inputs.stats, dict(list(self._metrics.items())), done, progress.share_started
+        )
         return replace(progress, calls_expected=forecast.total.calls)
 
     def use(self, plan: PhysicalPlan) -> None:
@@ -219,12 +227,18 @@ class RunHandle:
         cache = inputs.cache.open(utc_now()) if inputs.cache is not None else None
         if cache is not None:
             store = CachedStore(store, cache)
-        table = CallTable(store, metrics)
+        model_calls = tool_calls = CallTable(store, metrics)
+        if not inputs.overlap:
+            phases = Phases()
+            model_calls = CallTable(store, metrics, partial(phases.turn, "models"))
+            tool_calls = CallTable(store, metrics, partial(phases.turn, "tools"))
         databases = Databases(inputs.database, writable=_written_databases(plan))
-        tools = ToolRunner(inputs.tools, databases, table, store, self.clock, tenant=inputs.tenant)
+        tools = ToolRunner(
+            inputs.tools, databases, tool_calls, store, self.clock, tenant=inputs.tenant
+        )
         dispatcher = Dispatcher(
             engines,
-            table,
+            model_calls,
             store,
             self.clock,
             tenant=inputs.tenant,
@@ -234,18 +248,17 @@ class RunHandle:
             meter=BudgetMeter(inputs.budget, clock_started_s) if inputs.budget.is_limited else None,
             on_budget=self._reach_budget,
         )
-        phases = None if inputs.overlap else Phases()
         self._executor = executor = Executor(
             plan,
-            dispatcher=dispatcher if phases is None else PhasedModels(dispatcher, phases),
-            tools=tools if phases is None else PhasedTools(tools, phases),
+            dispatcher=dispatcher,
+            tools=tools,
             tool_schemas=_agent_tools(inputs),
             store=store,
             clock=self.clock,
             metrics=metrics,
             replan=inputs.replan,
             load=dispatcher.load,
-            opener=dispatcher if phases is None and dispatcher.opens_prompts else None,
+            opener=dispatcher if inputs.overlap and dispatcher.opens_prompts else None,
             row_queries=(
                 SessionQueries(inputs.sql, store, self.clock, metrics) if inputs.sql else None
             ),
@@ -314,35 +327,10 @@ def whole_scan(result: Result) -> Scan | None:
 
 def _keep_plan(directory: RunDirectory, inputs: RunInputs) -> None:
     """Write the plan of a new run; of a resumed one, refuse another plan than it began with."""
-    if not directory.plan.exists():
-        directory.write_plan({"plan": inputs.plan.to_json(), "stats": inputs.stats.to_json()})
-        return
-    kept, _ = read_plan(directory)
-    began = dict(kept.logical.outputs)
-    for name, result in inputs.plan.logical.outputs:
-        if name not in began:
-            raise RunDirectoryError(
-                f"{directory.path} has no query {name!r}; it holds: {', '.join(began)}. Resume it "
-                "with the workflows it began with, or choose another --out"
-            )
-        if began[name] != result:
-            raise RunDirectoryError(
-                f"query {name!r} is not what {directory.path} began with: the workflow, its "
-                "settings or the rows have changed since. Undo the change to resume, or start "
-                "again in another directory"
-            )
-
-
-def read_plan(directory: RunDirectory) -> tuple[PhysicalPlan, PlanStats]:
-    """The plan that a run began with, and what was expected of it. Raises `RunDirectoryError`."""
-    document = directory.read_plan()
-    try:
-        return (
-            PhysicalPlan.from_json(document["plan"]),
-            PlanStats.from_json(document["stats"]),
-        )
-    except (KeyError, TypeError, ValueError, HaloError) as error:
-        raise RunDirectoryError(f"{directory.plan} is damaged: {error!r}") from error
+    if directory.plan.exists():
+        refuse_another_plan(directory, inputs.plan.logical)
+    else:
+        write_plan(directory, KeptPlan(inputs.plan, inputs.stats, inputs.merged))
 
 
 def _written_databases(plan: PhysicalPlan) -> frozenset[str]:

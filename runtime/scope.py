@@ -8,6 +8,8 @@ list of values and one of counts, so a row costs no object for each operator.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from asyncio import Future
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,10 +27,11 @@ from planner.logical import (
     walk,
 )
 from runtime.inline import Compute
-from runtime.records import CallSite, RowError
+from runtime.records import CallRecord, CallSite, RowError
 from runtime.write_order import Turn
 
 if TYPE_CHECKING:
+    from runtime.answers import MisfitError
     from runtime.streaming import OpenCall
 
 
@@ -73,10 +76,28 @@ class Step(Protocol):
         ...
 
 
+class CallStep(ABC):
+    """An operator that is one model call, as a rule: no task is needed to wait for it."""
+
+    @abstractmethod
+    def begin(self, frame: Frame, query: str) -> Future[CallRecord]:
+        """Begin the call."""
+
+    @abstractmethod
+    def value(self, record: CallRecord) -> Json:
+        """The operator's value. Raises `MisfitError` when the call has to be made `again`."""
+
+    @abstractmethod
+    async def again(
+        self, frame: Frame, query: str, record: CallRecord, misfit: MisfitError
+    ) -> Json:
+        """The operator's value, from another call: `record` does not fit, for the given reason."""
+
+
 ASKED, ENDED = 1, 2
 """States of an operator in a frame where only what is asked for is evaluated."""
 
-CompileOp = Callable[[Op, Sequence[int]], "Compute | Step"]
+CompileOp = Callable[[Op, Sequence[int]], "Compute | Step | CallStep"]
 """Compiles an operator whose inputs are at the given positions."""
 
 
@@ -85,7 +106,8 @@ class Scope:
 
     Attributes, by position where they are lists:
         ops: the operators, dependencies first.
-        functions: of the cheap operators; None for steps.
+        functions: of the cheap operators; None for calls and steps.
+        calls: model calls.
         steps: of the others.
         dependents: positions of the operators that wait for this one, in order.
         waits_for: how many different operators this one waits for.
@@ -114,6 +136,7 @@ class Scope:
         dependents: list[list[int]] = [[] for _ in range(n)]
         self.waits_for: list[int] = [0] * n
         self.functions: list[Compute | None] = [None] * n
+        self.calls: dict[int, CallStep] = {}
         self.steps: dict[int, Step] = {}
         self._dependencies: list[tuple[int, ...]] = [()] * n
         for i, op in enumerate(self.ops):
@@ -128,6 +151,8 @@ class Scope:
             compiled = compile_op(op, inputs)
             if callable(compiled):
                 self.functions[i] = compiled
+            elif isinstance(compiled, CallStep):
+                self.calls[i] = compiled
             else:
                 self.steps[i] = compiled
         # A frame takes ready operators from the end of a list: reversed, the first comes first.

@@ -60,15 +60,22 @@ class SqlBatches:
 
     async def _serve(self, op: Sql, shape: _Shape, ask: Ask) -> None:
         """Ask until nobody waits."""
+        taken: list[_Lookup] = []
         try:
             while shape.waiting:
                 taken = shape.waiting[:MAX_LOOKUPS]
                 del shape.waiting[: len(taken)]
-                await self._ask(op, taken, ask)
+                try:
+                    await self._ask(op, taken, ask)
+                except Exception as error:  # a defect: it ends the look-ups, not the ones to come
+                    for lookup in taken:
+                        if not lookup.answer.done():
+                            lookup.answer.set_exception(error)
         finally:
             shape.task = None
-            for lookup in shape.waiting:
+            for lookup in (*taken, *shape.waiting):
                 lookup.answer.cancel()
+            shape.waiting.clear()
 
     async def _ask(self, op: Sql, lookups: Sequence[_Lookup], ask: Ask) -> None:
         text = None

@@ -44,12 +44,16 @@ class Target:
 
     Attributes:
         sink: the root of the scope.
+        source: the stage whose rows it reads.
         limits: what its rows must pass.
         closed: whether it needs no further row.
     """
 
-    def __init__(self, sink: Sink, query: str, stage: Stage | None, number: int) -> None:
+    def __init__(
+        self, sink: Sink, source: Stage, query: str, stage: Stage | None, number: int
+    ) -> None:
         self.sink = sink
+        self.source = source
         self.query = query
         self.stage = stage
         self.number = number
@@ -95,6 +99,7 @@ class Stage:
         total: rows so far.
         skipped: rows that were not started because nobody needs them.
         limited: whether all that read its rows are limited, so that it may be cut short.
+        on_rows: told whenever rows have come that have to start.
     """
 
     def __init__(self, relation: Relation) -> None:
@@ -108,6 +113,7 @@ class Stage:
         self.total = 0
         self.skipped = 0
         self.limited = False
+        self.on_rows: Callable[[Stage], None] = _nobody
         self.tables = TableReader(relation) if isinstance(relation, SqlRows) else None
         self._made = None if isinstance(relation, Scan | SqlRows) else derivation(relation)
         self._keys = RowKeys()
@@ -115,6 +121,13 @@ class Stage:
         self._closed = False
 
     # --- rows in ---------------------------------------------------------------------------------
+
+    def fill(self, rows: Iterable[StageRow]) -> None:
+        """All rows of a scan, in the order in which they start."""
+        self.pending.extend(rows)
+        self.total = len(self.pending)
+        self.ended = True
+        self.on_rows(self)
 
     def accept(self, number: int, given: Given) -> None:
         """The next row of input `number`; ignored when nobody needs it any more."""
@@ -150,6 +163,8 @@ class Stage:
             )
             self.pending.append(StageRow(self.total, self._keys.next(columns), row))
             self.total += 1
+        if self.pending:
+            self.on_rows(self)
 
     # --- rows out --------------------------------------------------------------------------------
 
@@ -215,17 +230,19 @@ class Stage:
         return True
 
 
+def _nobody(stage: Stage) -> None:
+    """Nobody has to be told."""
+
+
 def stages_of(plan: LogicalPlan) -> dict[Relation, Stage]:
     """The stages of a plan by relation, each after those that it is made of, with their targets."""
     relations = [op for op in plan.walk() if isinstance(op, Relation) and op.base is op]
     stages = {relation: Stage(relation) for relation in relations}
     for name, result in plan.outputs:
-        _attach(stages, Target(_sink(stages, (result.rows, result.value), True), name, None, 0))
+        _attach(stages, (result.rows, result.value), name, None, 0)
     for relation, stage in stages.items():
         for number, inputs in enumerate(_inputs(relation)):
-            target = Target(_sink(stages, inputs, False), "", stage, number)
-            _attach(stages, target)
-            stage.link(target)
+            stage.link(_attach(stages, inputs, "", stage, number))
     return stages
 
 
@@ -245,13 +262,20 @@ def _is_limited(target: Target) -> bool:
     return stage is not None and stage.limited and not stage.needs_all(target.number)
 
 
-def _sink(stages: Mapping[Relation, Stage], inputs: tuple[Op, ...], single: bool) -> Sink:
-    number = sum(len(stage.targets) for stage in stages.values())
-    return Sink(inputs, number=number, single=single)
-
-
-def _attach(stages: Mapping[Relation, Stage], target: Target) -> None:
-    stages[target.sink.rows.base].targets.append(target)
+def _attach(
+    stages: Mapping[Relation, Stage],
+    inputs: tuple[Op, ...],
+    query: str,
+    stage: Stage | None,
+    number: int,
+) -> Target:
+    """Another target, which reads `inputs`, of the stage that makes their rows."""
+    n_targets = sum(len(each.targets) for each in stages.values())
+    sink = Sink(inputs, number=n_targets, single=stage is None)
+    source = stages[sink.rows.base]
+    target = Target(sink, source, query, stage, number)
+    source.targets.append(target)
+    return target
 
 
 def _inputs(relation: Relation) -> Iterator[tuple[Op, ...]]:

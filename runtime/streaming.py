@@ -162,7 +162,7 @@ class Growth:
         scope = frame.scope
         self._readers: list[_Reader] = []
         for dependent in scope.dependents[position]:
-            step = scope.steps.get(dependent)
+            step = scope.calls.get(dependent)
             if isinstance(step, GrowingStep):
                 self._readers.append(_Reader(dependent, step))
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from planner.logical import Json
 from runtime.errors import ToolError
+from runtime.json_schema import SchemaError, schema_validator
 from runtime.tools import ToolSpec
 
 _MAX_PROBLEMS, _MAX_PROBLEM_CHARS = 5, 300
@@ -42,16 +43,9 @@ class ArgumentChecker:
 
 
 def _compile(spec: ToolSpec) -> Any:
-    import jsonschema_rs
-
     try:
-        return jsonschema_rs.validator_for(spec.parameters, retriever=_refuse)
-    except (jsonschema_rs.ValidationError, ValueError) as error:
+        return schema_validator(spec.parameters)
+    except SchemaError as error:
         raise ToolError(
             f"the parameters of tool {spec.name!r} are no JSON Schema: {error}", tool=spec.name
         ) from error
-
-
-def _refuse(uri: str) -> NoReturn:
-    # Otherwise a "$ref" reads local files and asks other hosts.
-    raise ValueError(f"{uri} is outside the schema; write what it defines under $defs")

@@ -9,7 +9,8 @@ says nothing. `HYPOTHESIS_PROFILE=default pytest ...` looks for new ones.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,15 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text + "\n" == path.read_text("utf-8"), f"{name} differs; rewrite with --golden"
 
     return compare
+
+
+@pytest.fixture(params=["file", "http"])
+def outside_reference(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A `$ref` that must not be followed: a file, or the address of a server that gets no
+    request."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/schema.json"
+        yield "file:///etc/passwd" if request.param == "file" else address
+        with pytest.raises(BlockingIOError):
+            server.accept()

@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
-from typing import Any
 
 from aiohttp import web
 
 from workloads.text import words
+from workloads.threaded_app import ThreadedApp
 
 ANSWER_CHARS = 240
 
 
-class MockApi:
+class MockApi(ThreadedApp):
     """Serves `GET /<route>?q=...` on a thread of its own until it is closed.
 
     Args:
@@ -23,50 +22,16 @@ class MockApi:
         seed: of the latencies.
 
     Attributes:
-        url: where it listens.
         requests: how many it has answered.
     """
 
     def __init__(self, *, mean_s: float = 0.06, seed: int = 0) -> None:
         self.requests = 0
-        self.url = ""
         self._mean_s = mean_s
         self._seed = seed
-        self._loop = asyncio.new_event_loop()
-        ready = threading.Event()
-        self._thread = threading.Thread(target=self._serve, args=(ready,), daemon=True)
-        self._thread.start()
-        ready.wait()
-
-    def close(self) -> None:
-        """Stop serving."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-
-    def __enter__(self) -> MockApi:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _serve(self, ready: threading.Event) -> None:
-        asyncio.set_event_loop(self._loop)
-        runner = self._loop.run_until_complete(self._start())
-        ready.set()
-        self._loop.run_forever()
-        self._loop.run_until_complete(runner.cleanup())
-        self._loop.close()
-
-    async def _start(self) -> web.AppRunner:
         app = web.Application()
         app.router.add_get("/{route}", self._answer)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        server: Any = site._server  # pyright: ignore[reportPrivateUsage]
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        return runner
+        super().__init__(app)
 
     async def _answer(self, request: web.Request) -> web.Response:
         route, query = request.match_info["route"], request.query.get("q", "")

@@ -151,42 +151,10 @@ def shapes(
     rows: list[dict[str, Any]] = []
     for n_rows in queries:
         for n_gpus in gpu_counts:
-            machine = gpus(n_gpus)
             for name in names:
-                workload = SHAPES[name]().workload(n_rows, max(8, 4 * n_gpus))
-                problem = Problem(workload, machine)
                 seconds = budget_s or (1.0 if n_rows <= 1024 else 10.0)
-                began = processor()
-                found = schedule(problem, now=processor, budget_s=seconds)
-                planning_s = processor() - began
-                baselines: dict[str, float] = {}
-                together: dict[str, float] = {}
-                for baseline, make in BASELINES.items():
-                    plan = make(problem)
-                    baselines[baseline] = problem.simulate(plan).makespan_s
-                    side_by_side = with_co_residency(problem, plan)
-                    if any(side_by_side.co_resident):
-                        together[baseline] = problem.simulate(side_by_side).makespan_s
-                published = schedule(problem, "published-dp", now=processor, budget_s=None)
-                row = {
-                    "workload": name,
-                    "queries": n_rows,
-                    "gpus": n_gpus,
-                    "scheduler_s": round(found.score, 3),
-                    "method": found.method,
-                    "planning_s": round(planning_s, 2),
-                    "baselines_s": {k: round(v, 3) for k, v in baselines.items()},
-                    "baselines_side_by_side_s": {k: round(v, 3) for k, v in together.items()},
-                    "published_dp_s": round(published.score, 3),
-                    "over_best_baseline": round(found.score / min(baselines.values()), 4),
-                    "hit_share": round(found.simulation.hit_share, 4),
-                }
-                rows.append(row)
-                _say(json.dumps(row))
-    speedups = {
-        baseline: _geometric([r["baselines_s"][baseline] / r["scheduler_s"] for r in rows])
-        for baseline in BASELINES
-    }
+                rows.append(_shape_row(name, n_rows, n_gpus, seconds))
+                _say(json.dumps(rows[-1]))
     side = {
         baseline: _geometric(
             [
@@ -201,27 +169,59 @@ def shapes(
         "hardware": "h200 (profile)",
         "clock": "processor",
         "pairs": len(rows),
-        "geometric_mean_speedup": speedups,
+        "geometric_mean_speedup": _speedups(rows),
         "geometric_mean_speedup_over_baselines_with_side_by_side": side,
         "geometric_mean_speedup_over_published_dp": _geometric(
             [r["published_dp_s"] / r["scheduler_s"] for r in rows]
         ),
         "worst_over_best_baseline": max(r["over_best_baseline"] for r in rows),
         "by_scale": {
-            f"{q} queries, {g} GPUs": {
-                baseline: _geometric(
-                    [
-                        r["baselines_s"][baseline] / r["scheduler_s"]
-                        for r in rows
-                        if r["queries"] == q and r["gpus"] == g
-                    ]
-                )
-                for baseline in BASELINES
-            }
+            f"{q} queries, {g} GPUs": _speedups(
+                [r for r in rows if r["queries"] == q and r["gpus"] == g]
+            )
             for q in queries
             for g in gpu_counts
         },
         "rows": rows,
+    }
+
+
+def _shape_row(name: str, n_rows: int, n_gpus: int, budget_s: float) -> dict[str, Any]:
+    """One workload at one scale, by the scheduler and by each baseline."""
+    workload = SHAPES[name]().workload(n_rows, max(8, 4 * n_gpus))
+    problem = Problem(workload, gpus(n_gpus))
+    began = processor()
+    found = schedule(problem, now=processor, budget_s=budget_s)
+    planning_s = processor() - began
+    baselines: dict[str, float] = {}
+    together: dict[str, float] = {}
+    for baseline, make in BASELINES.items():
+        plan = make(problem)
+        baselines[baseline] = problem.simulate(plan).makespan_s
+        side_by_side = with_co_residency(problem, plan)
+        if any(side_by_side.co_resident):
+            together[baseline] = problem.simulate(side_by_side).makespan_s
+    published = schedule(problem, "published-dp", now=processor, budget_s=None)
+    return {
+        "workload": name,
+        "queries": n_rows,
+        "gpus": n_gpus,
+        "scheduler_s": round(found.score, 3),
+        "method": found.method,
+        "planning_s": round(planning_s, 2),
+        "baselines_s": {k: round(v, 3) for k, v in baselines.items()},
+        "baselines_side_by_side_s": {k: round(v, 3) for k, v in together.items()},
+        "published_dp_s": round(published.score, 3),
+        "over_best_baseline": round(found.score / min(baselines.values()), 4),
+        "hit_share": round(found.simulation.hit_share, 4),
+    }
+
+
+def _speedups(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """Geometric means over rows of what the scheduler gains over each baseline."""
+    return {
+        baseline: _geometric([r["baselines_s"][baseline] / r["scheduler_s"] for r in rows])
+        for baseline in BASELINES
     }
 
 

@@ -241,8 +241,3 @@ def gpus(n: int, hardware: str = "h200") -> Machine:
     """`n` workers of one device each, nothing loaded."""
     workers = [worker_from_profiles(f"gpu{i}", hardware, engines(hardware)) for i in range(n)]
     return Machine(tuple(workers), TOOL_LANES)
-
-
-def h200s(n: int) -> Machine:
-    """`n` workers of one H200 each."""
-    return gpus(n)

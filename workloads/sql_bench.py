@@ -1,9 +1,9 @@
 """The SQL benchmarks: a batch of five overlapping queries over 2,000 reviews, against other systems
 on one server that counts; and 200,000 rows with 500 distinct inputs.
 
-    python -m workloads.sql_bench [--rows N] [--peer NAME=PYTHON]... [--big]
+    python -m workloads.sql_bench [--rows N] [--peer NAME=PYTHON]... [--big] [--out FILE]
 
-Prints one JSON object. Peers (lotus, lotus-cache, fenic, fenic-cache, daft) run with the Python of
+Gives one JSON object. Peers (lotus, lotus-cache, fenic, fenic-cache, daft) run with the Python of
 an environment of theirs. The server answers at once, so times are what the systems themselves take,
 and machines that are busy with other things make them longer.
 """
@@ -21,73 +21,70 @@ from pathlib import Path
 from typing import Any
 
 import halo
-from workloads.sql_peers import ANGRY, DELIVERY, LABELS
+from workloads.sql_halo import QUERIES
 from workloads.sql_reviews import rows as review_rows
-from workloads.sql_server import CountingServer, Counts
+from workloads.sql_server import CountingServer
 
-PEER_S = 3600
-"""How long a peer may take: on a busy machine the slowest need most of an hour."""
-
-_LABEL = f"AI_CLASSIFY(body, {LABELS})"
-_LATE = f"AI_FILTER(PROMPT('{DELIVERY} {{0}}', body))"
-
-QUERIES = (
-    f"SELECT * FROM reviews WHERE {_LATE} AND stars <= 2 AND lang = 'en'",
-    f"SELECT id, {_LABEL} AS k FROM reviews WHERE stars = 1",
-    f"SELECT lang, count(*) AS n FROM reviews WHERE stars <= 2 AND {_LATE} GROUP BY lang",
-    f"SELECT id, {_LABEL} AS k FROM reviews WHERE stars <= 2 AND {_LATE}",
-    f"SELECT * FROM reviews WHERE stars <= 3 AND AI_FILTER(PROMPT('{ANGRY} {{0}}', body))",
-)
+LIMIT_S = 3600.0
+"""How long a contender may take: on a busy machine the slowest need most of an hour."""
 
 
-def five_queries(count: int, peers: dict[str, str]) -> dict[str, Any]:
-    """Calls, distinct prompts, tokens and time of every contender for the same five queries."""
-    table = review_rows(count)
+def five_queries(count: int, peers: dict[str, str], limit_s: float) -> dict[str, Any]:
+    """Calls, distinct prompts, tokens and time of every contender for the same five queries. Each
+    runs in a process of its own."""
     found: dict[str, Any] = {}
     with CountingServer() as server, tempfile.TemporaryDirectory() as scratch:
-        # First load the libraries, so that times are those of queries.
-        with halo.Session(engine=f"openai={server.url}", model="bench") as session:
-            halo.sql("SELECT AI_SCORE('x')", session=session)
-            server.reset()
-            started = time.monotonic()
-            result = halo.sql(";\n".join(QUERIES), tables={"reviews": table}, session=session)
-            elapsed_s = time.monotonic() - started
-            returned = [len(each) for each in result.batch]
-        found["halo"] = _entry(server.reset(), elapsed_s, returned)
         path = Path(scratch) / "reviews.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in table), "utf-8")
-        for name, python in peers.items():
-            found[name] = _peer(name, python, server, path)
+        path.write_text("".join(json.dumps(row) + "\n" for row in review_rows(count)), "utf-8")
+        # Peers do not see this repository: its packages could hide modules of theirs.
+        root = str(Path(__file__).resolve().parents[1])
+        commands = {
+            "halo": ["env", f"PYTHONPATH={root}", sys.executable, "-m", "workloads.sql_halo"]
+        }
+        script = str(Path(__file__).with_name("sql_peers.py"))
+        commands |= {name: [python, "-I", script, name] for name, python in peers.items()}
+        for name, command in commands.items():
+            found[name] = measured([*command, server.url, str(path)], server, limit_s)
             print(json.dumps({name: found[name]}), file=sys.stderr, flush=True)
     return {"rows": count, "queries": len(QUERIES), "systems": found}
 
 
-def _peer(name: str, python: str, server: CountingServer, path: Path) -> dict[str, Any]:
+def measured(command: list[str], server: CountingServer, limit_s: float) -> dict[str, Any]:
+    """What one contender asked and took; `failed` says why when it did not end well."""
     server.reset()
-    script = str(Path(__file__).with_name("sql_peers.py"))
+    before_s = _children_s()
+    started = time.monotonic()
+    said: dict[str, Any]
     with tempfile.TemporaryDirectory() as own:  # answer caches of peers start empty
         try:
             done = subprocess.run(
-                [python, script, name, server.url, str(path)],
-                capture_output=True, text=True, timeout=PEER_S, cwd=own, check=False,
+                command, capture_output=True, text=True, timeout=limit_s, cwd=own,
+                check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            return {"failed": f"no end after {PEER_S} s", "requests": server.reset().requests}
+            said = {"failed": f"no end after {limit_s:.0f} s"}
+        else:
+            if done.returncode:
+                said = {"failed": done.stderr[-800:]}
+            else:
+                said = json.loads(done.stdout.strip().splitlines()[-1])
+    total_s = time.monotonic() - started
     counts = server.reset()
-    if done.returncode:
-        return {"failed": done.stderr[-800:], "requests": counts.requests}
-    said = json.loads(done.stdout.strip().splitlines()[-1])
-    return _entry(counts, said["elapsed_s"], said["rows"])
-
-
-def _entry(counts: Counts, elapsed_s: float, returned: list[int]) -> dict[str, Any]:
     return {
+        **said,
         "requests": counts.requests,
+        "repeated_after_failure": counts.repeated,
         "distinct_prompts": counts.distinct,
         "input_tokens": counts.input_tokens,
-        "elapsed_s": round(elapsed_s, 2),
-        "rows_returned": returned,
+        "process_s": round(total_s, 2),
+        "processor_s": round(_children_s() - before_s, 2),
     }
+
+
+def _children_s() -> float:
+    """Processor seconds of the processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def many_rows(count: int = 200_000, distinct: int = 500) -> dict[str, Any]:
@@ -125,13 +122,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The SQL benchmarks.")
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON")
+    parser.add_argument("--limit-s", type=float, default=LIMIT_S, help="for each contender")
     parser.add_argument("--big", action="store_true", help="200,000 rows as well")
+    parser.add_argument("--out", type=Path, help="a file for the JSON; standard output without")
     asked = parser.parse_args()
     peers = dict(each.split("=", 1) for each in asked.peer)
-    report: dict[str, Any] = {"five_queries": five_queries(asked.rows, peers)}
+    report: dict[str, Any] = {"five_queries": five_queries(asked.rows, peers, asked.limit_s)}
     if asked.big:
         report["many_rows"] = many_rows()
-    print(json.dumps(report, indent=1))
+    text = json.dumps(report, indent=1)
+    if asked.out is None:
+        print(text)
+    else:
+        asked.out.write_text(text + "\n", "utf-8")
 
 
 if __name__ == "__main__":

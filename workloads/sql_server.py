@@ -22,6 +22,8 @@ class Counts:
     """What the server was asked since the last `reset`."""
 
     requests: int = 0
+    repeated: int = 0
+    """Requests that are second attempts, by what the OpenAI client says in a header."""
     prompts: Counter[str] = field(default_factory=Counter[str])
     input_tokens: int = 0
 
@@ -62,7 +64,8 @@ class CountingServer:
                 asked = json.loads(self.rfile.read(size))
                 if latency_s:
                     wait(latency_s)
-                self._send(outer.answer(asked))
+                again = self.headers.get("x-stainless-retry-count", "0") != "0"
+                self._send(outer.answer(asked, again))
 
             def _send(self, document: dict[str, Any]) -> None:
                 data = json.dumps(document).encode()
@@ -93,12 +96,13 @@ class CountingServer:
             counts, self.counts = self.counts, Counts()
         return counts
 
-    def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """An answer to a chat completion request."""
+    def answer(self, asked: dict[str, Any], again: bool = False) -> dict[str, Any]:
+        """An answer to a chat completion request; `again` when it is a second attempt."""
         text = json.dumps(asked.get("messages", []), sort_keys=True)
         tokens = len(text.encode()) // 4
         with self._lock:
             self.counts.requests += 1
+            self.counts.repeated += again
             self.counts.prompts[text] += 1
             self.counts.input_tokens += tokens
         content = _content(asked, text)

@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import threading
 from typing import Any
 
 from aiohttp import web
 
 from workloads.text import words
+from workloads.threaded_app import ThreadedApp
 
 PER_MODEL = 4096
 
 
-class StubServer:
+class StubServer(ThreadedApp):
     """Serves on a thread of its own until it is closed.
 
     Args:
@@ -32,39 +32,12 @@ class StubServer:
     """
 
     def __init__(self, model: str, tokenizer: str, *, answer_s: float = 0.0) -> None:
-        self.url = ""
         self.prompts: dict[tuple[str, int], int] = {}
         self.calls = 0
         self._model = model
         self._tokenizer = tokenizer
         self._answer_s = answer_s
         self._running = 0
-        self._loop = asyncio.new_event_loop()
-        ready = threading.Event()
-        self._thread = threading.Thread(target=self._serve, args=(ready,), daemon=True)
-        self._thread.start()
-        ready.wait()
-
-    def close(self) -> None:
-        """Stop serving."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-
-    def __enter__(self) -> StubServer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _serve(self, ready: threading.Event) -> None:
-        asyncio.set_event_loop(self._loop)
-        runner = self._loop.run_until_complete(self._start())
-        ready.set()
-        self._loop.run_forever()
-        self._loop.run_until_complete(runner.cleanup())
-        self._loop.close()
-
-    async def _start(self) -> web.AppRunner:
         app = web.Application(client_max_size=2**30)
         app.router.add_post("/generate", self._generate)
         app.router.add_get("/server_info", self._server_info)
@@ -74,13 +47,7 @@ class StubServer:
         app.router.add_route("*", "/flush_cache", self._done)
         app.router.add_route("*", "/abort_request", self._done)
         app.router.add_get("/health", self._done)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0, backlog=4096)
-        await site.start()
-        server: Any = site._server  # pyright: ignore[reportPrivateUsage]
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        return runner
+        super().__init__(app, backlog=4096)
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         body: Any = json.loads(await request.read())
@@ -92,7 +59,7 @@ class StubServer:
         try:
             if self._answer_s:
                 done = asyncio.Event()
-                self._loop.call_later(self._answer_s, done.set)
+                asyncio.get_running_loop().call_later(self._answer_s, done.set)
                 await done.wait()
         finally:
             self._running -= 1

@@ -1,6 +1,7 @@
 """The torch engine beside other engines: the same weights, the same token ids, one after the other.
 
     python -m workloads.torch_bench [--model NAME] [--threads N] [--engines …] [--python vllm=PATH]
+        [--rounds N]
 
 Every engine runs in a process of its own, in float32 and in bfloat16 where it has both, and the
 better time counts: each at its best settings. `--python ENGINE=PATH` names the interpreter of the
@@ -89,27 +90,41 @@ def torch_engine(
     engines: tuple[str, ...] = ENGINES,
     pythons: dict[str, str] | None = None,
     quick: bool = False,
+    rounds: int = 1,
+    only: str = "",
     timeout_s: float = 3_600.0,
 ) -> dict[str, Any]:
-    """Seconds of each load on each engine, and each engine's time over the torch engine's."""
-    batches = loads(random.Random(1), quick=quick)
+    """Seconds of each load on each engine, and each engine's time over the torch engine's.
+
+    The engines take turns `rounds` times, so that a machine that grows slower meets all of them.
+    `only`: loads whose names contain it.
+    """
+    batches = [load for load in loads(random.Random(1), quick=quick) if only in load["name"]]
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         export = [sys.executable, "-m", "runtime.backends.torch_engine.export", model, scratch]
         subprocess.run(export, check=True, stdout=sys.stderr)
-        for engine in engines:
-            for precision in PRECISIONS if engine != "llama_cpp" else PRECISIONS[:1]:
-                print(f"{engine}, {precision} …", file=sys.stderr, flush=True)
-                job = {
-                    "model": scratch, "gguf": f"{scratch}/model-f16.gguf", "threads": threads,
-                    "precision": precision, "loads": batches,
-                }  # fmt: skip
-                if engine not in ("openvino", "vllm"):
-                    # Requests of one moment share their prefix there, or never do.
-                    job["loads"] = [{**b, "prime": False} for b in batches]
-                python = (pythons or {}).get(engine, sys.executable)
-                results[f"{engine} {precision}"] = run_engine(engine, python, job, timeout_s)
-    return {"model": model, "threads": threads, "quick": quick, **compare(results)}
+        pairs = [(e, p) for e in engines for p in PRECISIONS if (e, p) != ("llama_cpp", "bfloat16")]
+        for engine, precision in pairs * rounds:
+            name = f"{engine} {precision}"
+            before = results.get(name, {})
+            if "error" in before:
+                continue
+            print(f"{name} …", file=sys.stderr, flush=True)
+            job = {
+                "model": scratch, "gguf": f"{scratch}/model-f16.gguf", "threads": threads,
+                "precision": precision, "loads": batches,
+            }  # fmt: skip
+            if engine not in ("openvino", "vllm"):
+                # Requests of one moment share their prefix there, or never do.
+                job["loads"] = [{**b, "prime": False} for b in batches]
+            python = (pythons or {}).get(engine, sys.executable)
+            result = run_engine(engine, python, job, timeout_s)
+            for load, seconds in before.get("seconds", {}).items():
+                result.setdefault("seconds", {}).setdefault(load, []).extend(seconds)
+            results[name] = result
+    settings = {"model": model, "threads": threads, "quick": quick, "rounds": rounds}
+    return {**settings, **compare(results)}
 
 
 def compare(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -121,8 +136,8 @@ def compare(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
         >>> compare({
         ...     "torch_engine float32": {"seconds": seconds},
         ...     "vllm bfloat16": {"seconds": {"a": [3.0, 4.0]}},
-        ...     "vllm float32": {"error": "no"}})["loads"]["a"]["vllm"]
-        {'seconds': 3.0, 'precision': 'bfloat16', 'over_torch_engine': 3.0}
+        ...     "vllm float32": {"error": "no"}})["loads"]["a"]["vllm"]["over_torch_engine"]
+        3.0
     """
     table: dict[str, dict[str, dict[str, Any]]] = {}
     for name, result in results.items():
@@ -130,7 +145,9 @@ def compare(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
         for load, seconds in result.get("seconds", {}).items():
             best = table.setdefault(load, {}).get(engine)
             if best is None or min(seconds) < best["seconds"]:
-                table[load][engine] = {"seconds": min(seconds), "precision": precision}
+                table[load][engine] = {
+                    "seconds": min(seconds), "precision": precision, "all_seconds": seconds,
+                }  # fmt: skip
     for row in table.values():
         ours = row.get("torch_engine")
         for entry in row.values() if ours is not None else ():
@@ -145,6 +162,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--python", action="append", default=[], metavar="ENGINE=PATH")
+    parser.add_argument("--rounds", type=int, default=1, help="turns that every engine takes")
+    parser.add_argument("--only", default="", help="loads whose names contain this")
     parser.add_argument("--quick", action="store_true", help="small batches, to see that it runs")
     arguments = parser.parse_args()
     pythons = dict(p.split("=", 1) for p in arguments.python)
@@ -154,6 +173,8 @@ def main() -> None:
         engines=tuple(arguments.engines.split(",")),
         pythons=pythons,
         quick=arguments.quick,
+        rounds=arguments.rounds,
+        only=arguments.only,
     )
     print(json.dumps(figures, indent=2))
 

@@ -227,10 +227,6 @@ PRIORITIES = (
     "SELECT o_orderpriority, count(*) AS n FROM orders JOIN customer ON o_custkey = c_custkey "
     "WHERE c_mktsegment = split_part($p, ' ', 2) GROUP BY 1 ORDER BY 1"
 )
-SHIPPING = (
-    "SELECT o_orderpriority, round(sum(o_totalprice), 2) AS total FROM orders JOIN customer ON "
-    "o_custkey = c_custkey WHERE c_mktsegment = split_part($p, ' ', 2) GROUP BY 1 ORDER BY 2 DESC"
-)
 SUPPLIERS = (
     "SELECT s_name, round(s_acctbal, 2) AS balance FROM supplier JOIN nation ON s_nationkey = "
     "n_nationkey JOIN region ON n_regionkey = r_regionkey WHERE r_name = split_part($p, ' ', 1) "

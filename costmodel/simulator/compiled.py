@@ -60,7 +60,6 @@ class CompiledWorkload:
                 self.calls.append(until - before)
                 before = until
         self.paths: list[Path | None] = []
-        self.node_count = 0
         self._build_paths()
 
     def _build_paths(self) -> None:
@@ -100,4 +99,3 @@ class CompiledWorkload:
             path_of = self.paths[position]
             if answer is not None and path_of is not None:
                 self.paths[position] = Path(path_of.nodes, path_of.tokens, answer)
-        self.node_count = len(nodes)

@@ -224,7 +224,6 @@ class _Run(Residency):
                     worker.active += 1
                 else:
                     worker.active -= 1
-                    engine.last_used_s = self.now
                     if not worker.active:
                         worker.busy_s += self.now - worker.busy_since_s
         if changed and len(worker.engines) > 1:
@@ -416,22 +415,12 @@ class _Run(Residency):
         weighted = 0.0
         n_prompts = 0
         extra_s = 0.0
-        queue = engine.queue
-        plan = self.plan
         G = self.G
         ready, admitted = self.ready, self.admitted
         while engine.free and tokens < budget:
-            self._clean(engine)
-            if not queue:
+            item = self._next_to_admit(engine)
+            if item < 0:
                 break
-            if self.strict:
-                item = self._next_item(engine.worker)
-                if item < 0 or ready[item] <= admitted[item] or queue[0][1] != item:
-                    break
-            elif plan.order == "longest_prefix":
-                item = self._longest_prefix(engine)
-            else:
-                item = queue[0][1]
             count = min(ready[item] - admitted[item], engine.free)
             if at_most is not None:
                 count = min(count, at_most)
@@ -451,85 +440,22 @@ class _Run(Residency):
                     output = op.output_tokens[row]
                 if op.prompt_tokens is not None:
                     prompt = op.prompt_tokens[row]
-            hits = self.prefixes.hits(engine, item, first, count, prompt)
+            count, hits = self._fitting(engine, item, count, prompt, output, budget - tokens)
+            if not count:
+                break
             unshared = count * prompt - hits
-            each = unshared / count
-            if count > 1 and each > 0 and tokens + unshared > budget:
-                # As many as the budget takes, at least one.
-                fit = max(1, int((budget - tokens) // each))
-                if fit < count:
-                    count = fit
-                    hits = self.prefixes.hits(engine, item, first, count, prompt)
-                    unshared = count * prompt - hits
-                    each = unshared / count
-            room = engine.capacity_tokens - engine.locked_tokens
-            if count * (each + output) > room:
-                if prompt + output > engine.capacity_tokens:
-                    raise SimulationError(
-                        f"a call of {op.name!r} needs {prompt + output} tokens of KV cache; model "
-                        f"{engine.model!r} on worker {engine.worker.spec.name!r} has room for "
-                        f"{int(engine.capacity_tokens)}"
-                    )
-                count = int(room // (each + output)) if each + output else count
-                if count < 1:
-                    if engine.batch:
-                        break
-                    count = 1
-                hits = self.prefixes.hits(engine, item, first, count, prompt)
-                unshared = count * prompt - hits
             fetched, fetch_s, from_host = self.prefixes.fetch(engine, item, first, count, unshared)
             computed = max(0.0, unshared - fetched)
-            admitted[item] = first + count
-            engine.pending -= count
-            if self.strict:
-                self._next_item(engine.worker)
-            if plan.worker[item] != engine.worker.index:
-                # Stolen: the calls waited elsewhere.
-                owner = self.workers[plan.worker[item]].engines[engine.model]
-                engine.pending += count
-                owner.pending -= count
-            engine.free -= count
-            engine.batch += count
-            locked = unshared + count * output
-            context = float(count * (prompt + output))
-            engine.context += count * prompt
-            engine.locked_tokens += locked
-            engine.outputs_tokens += count * output
-            self.prefixes.insert(engine, item, first, count, prompt)
-            # A call without an answer ends with its prefill.
-            heapq.heappush(
-                engine.finish,
-                (
-                    engine.steps + output,
-                    item,
-                    count,
-                    first,
-                    output,
-                    locked,
-                    context,
-                    self.now,
-                    hits,
-                ),
-            )
-            whole = int(computed + 0.5)
-            tokens += whole
+            self._start(engine, item, count, prompt, output, hits)
+            tokens += int(computed + 0.5)
             n_prompts += count
             weighted += computed * hits / count
             extra_s += fetch_s
             self.computed += computed
-            self.hit += hits
             if from_host:
                 self.host += fetched
             else:
                 self.moved += fetched
-            self.prompt += count * prompt
-            self.output += count * output
-            self.n_calls += count
-            worker = engine.worker
-            worker.calls += count
-            worker.prompt += count * prompt
-            worker.hit += hits
-            worker.output += count * output
             if at_most is not None:
                 break
         if not tokens:
@@ -538,6 +464,92 @@ class _Run(Residency):
         chunk = min(tokens, spec.chunk_tokens)
         each = min(chunk, tokens / max(1, n_prompts))
         return tokens, int(weighted / tokens - (chunk - each) / 2), extra_s
+
+    def _next_to_admit(self, engine: EngineState) -> int:
+        """The waiting item whose turn it is; -1 when none may start now."""
+        self._clean(engine)
+        queue = engine.queue
+        if not queue:
+            return -1
+        if self.strict:
+            item = self._next_item(engine.worker)
+            if item < 0 or self.ready[item] <= self.admitted[item] or queue[0][1] != item:
+                return -1
+            return item
+        if self.plan.order == "longest_prefix":
+            return self._longest_prefix(engine)
+        return queue[0][1]
+
+    def _fitting(
+        self, engine: EngineState, item: int, count: int, prompt: int, output: int, budget: int
+    ) -> tuple[int, float]:
+        """How many of `count` calls of an item fit the KV cache and `budget` (tokens to prefill),
+        and what of their prompts the prefix cache has. At least one, unless it has to wait for
+        memory: then none. Raises `SimulationError` for a call that never fits."""
+        first = self.admitted[item]
+        hits = self.prefixes.hits(engine, item, first, count, prompt)
+        unshared = count * prompt - hits
+        each = unshared / count
+        if count > 1 and each > 0 and unshared > budget:
+            # As many as the budget takes, at least one.
+            fit = max(1, int(budget // each))
+            if fit < count:
+                count = fit
+                hits = self.prefixes.hits(engine, item, first, count, prompt)
+                each = (count * prompt - hits) / count
+        room = engine.capacity_tokens - engine.locked_tokens
+        if count * (each + output) > room:
+            if prompt + output > engine.capacity_tokens:
+                name = self.workload.operations[item // self.G].name
+                raise SimulationError(
+                    f"a call of {name!r} needs {prompt + output} tokens of KV cache; model "
+                    f"{engine.model!r} on worker {engine.worker.spec.name!r} has room for "
+                    f"{int(engine.capacity_tokens)}"
+                )
+            count = int(room // (each + output)) if each + output else count
+            if count < 1:
+                if engine.batch:
+                    return 0, 0.0
+                count = 1
+            hits = self.prefixes.hits(engine, item, first, count, prompt)
+        return count, hits
+
+    def _start(
+        self, engine: EngineState, item: int, count: int, prompt: int, output: int, hits: float
+    ) -> None:
+        """Put calls of an item into the batch, and count them."""
+        first = self.admitted[item]
+        worker = engine.worker
+        self.admitted[item] = first + count
+        engine.pending -= count
+        if self.strict:
+            self._next_item(worker)
+        at = self.plan.worker[item]
+        if at != worker.index:
+            # Stolen: the calls waited elsewhere.
+            owner = self.workers[at].engines[engine.model]
+            engine.pending += count
+            owner.pending -= count
+        locked = count * prompt - hits + count * output
+        engine.free -= count
+        engine.batch += count
+        engine.context += count * prompt
+        engine.locked_tokens += locked
+        engine.outputs_tokens += count * output
+        self.prefixes.insert(engine, item, first, count, prompt)
+        context = float(count * (prompt + output))
+        # A call without an answer ends with its prefill.
+        ends = engine.steps + output
+        end = (ends, item, count, first, output, locked, context, self.now, hits)
+        heapq.heappush(engine.finish, end)
+        self.hit += hits
+        self.prompt += count * prompt
+        self.output += count * output
+        self.n_calls += count
+        worker.calls += count
+        worker.prompt += count * prompt
+        worker.hit += hits
+        worker.output += count * output
 
     def _row(self, item: int, first: int) -> int:
         g = item % self.G

@@ -14,7 +14,7 @@ class EngineState:
 
     __slots__ = (
         "activity", "batch", "cache", "capacity_tokens", "context", "counted", "finish", "free",
-        "last_used_s", "locked_tokens", "model", "outputs_tokens", "pending", "planned_steps",
+        "locked_tokens", "model", "outputs_tokens", "pending", "planned_steps",
         "queue", "rate", "since_s", "spec", "state", "step_s", "steps", "version", "was_loaded",
         "work_s", "worker",
     )  # fmt: skip
@@ -44,7 +44,6 @@ class EngineState:
         self.version = 0
         self.planned_steps = 0
         self.step_s = 0.0
-        self.last_used_s = 0.0
 
 
 class WorkerState:

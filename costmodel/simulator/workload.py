@@ -123,13 +123,6 @@ class Workload:
     def rows(self) -> int:
         return sum(self.group_rows)
 
-    def regrouped(self, groups: int) -> Workload:
-        """The same rows in at most `groups` groups of nearly equal size, arriving together."""
-        rows = self.rows
-        groups = max(1, min(groups, rows or 1))
-        sizes = tuple(rows * (g + 1) // groups - rows * g // groups for g in range(groups))
-        return Workload(self.operations, sizes)
-
 
 def even_groups(rows: int, groups: int) -> tuple[int, ...]:
     """Sizes of `groups` groups (fewer when there are fewer rows).

@@ -56,12 +56,17 @@ def file_literals(tree: Any) -> list[str]:
             for node in function.find_all(exp.Literal):
                 if node.is_string and node.find_ancestor(exp.PropertyEQ, exp.Kwarg) is None:
                     found.append(str(node.this))
-        elif isinstance(function, exp.Identifier) and function.quoted:
-            name = function.name
-            if "/" in name or _FILE_LIKE.search(name) or _SCHEME.match(name):
+        elif isinstance(function, exp.Identifier):
+            # DuckDB reads mail.csv, a table of the schema `mail`, as the file too.
+            name = ".".join(each.name for each in table.parts)
+            if _FILE_LIKE.search(name) or (function.quoted and _names_file(name)):
                 found.append(name)
     if isinstance(tree, exp.Copy):
-        found += [str(each.this) for each in tree.args.get("files") or () if each.is_string]
+        for each in tree.args.get("files") or ():
+            if each.is_string:
+                target = Path(str(each.this))
+                # A file that is there is replaced by way of another one beside it.
+                found += [str(each.this), str(target.parent / f"tmp_{target.name}")]
     for literal in found:
         if _SCHEME.match(literal):
             raise SqlRefusedError(
@@ -72,6 +77,10 @@ def file_literals(tree: Any) -> list[str]:
     return found
 
 
+def _names_file(name: str) -> bool:
+    return "/" in name or _SCHEME.match(name) is not None
+
+
 def check_target(tree: Any, text: str) -> None:
     """Refuse a COPY ... TO whose directory is not there: before any call, not after the last."""
     for each in tree.args.get("files") or ():
@@ -80,17 +89,6 @@ def check_target(tree: Any, text: str) -> None:
                 "S301", f"there is no directory {str(parent)!r} to write {str(each.this)!r} in",
                 text=text, offset=_place(str(each.this), text),
             )  # fmt: skip
-
-
-def refused_file(reason: str, text: str) -> SqlError:
-    """Why DuckDB was not let at a file: that there is none of that name, when the name stands in
-    the text as it is, or that it is not among those that may be read."""
-    tried = re.search(r'Cannot access file "([^"]+)"', reason)
-    # DuckDB looks for a directory of that name after it has found no file.
-    name = re.split(r"/\*\*|[*?\[]", tried[1])[0] if tried else ""
-    if name and f"'{name}'" in text and not Path(name).exists():
-        return SqlError("S301", f"there is no file {name!r}", text=text, offset=_place(name, text))
-    return SqlError("S301", f"{reason}\nAllow a directory with --allow DIR.")
 
 
 def _place(literal: str, text: str) -> int | None:
@@ -134,6 +132,17 @@ class OpenDatabase:
     def __post_init__(self) -> None:
         # Results may be kept for as long as a program runs: nobody closes their database.
         self._remove = weakref.finalize(self, shutil.rmtree, self.scratch, True)
+
+    def release(self) -> None:
+        """Give the database file back, for others to open; results can still be read."""
+        attached = self.connection.execute(
+            "SELECT count(*) FROM duckdb_databases() WHERE database_name = ?", [CATALOG]
+        ).fetchone()
+        if attached != (1,):
+            return
+        for each in (self.planning, self.running, self.reading):
+            each.execute("USE memory")
+        self.connection.execute(f"DETACH {CATALOG}")
 
     def close(self) -> None:
         """Close everything. Safe to call twice."""
@@ -187,12 +196,24 @@ def _attach(connection: DuckDBPyConnection, access: Access) -> None:
     assert path is not None
     if not path.exists() and not access.writable:
         raise SqlError("S302", f"there is no database file {path}")
+    if path.is_file() and path.stat().st_size and not _is_duckdb(path):
+        raise SqlError(
+            "S302",
+            f"{path} is not a DuckDB database; a file of rows is read in the statement, with "
+            f"FROM '{path}'",
+        )
     mode = "" if access.writable else " (READ_ONLY)"
     text = str(path).replace("'", "''")
     try:
         connection.execute(f"ATTACH '{text}' AS {CATALOG}{mode}")
     except duckdb.Error as error:
         raise SqlError("S302", f"{path} cannot be opened as a DuckDB file: {error}") from None
+
+
+def _is_duckdb(path: Path) -> bool:
+    """By the mark that DuckDB writes after the checksum of a file's first block."""
+    with path.open("rb") as file:
+        return file.read(12)[8:] == b"DUCK"
 
 
 def _lock(connection: DuckDBPyConnection, access: Access, scratch: str) -> None:
@@ -214,7 +235,7 @@ def load_table(connection: DuckDBPyConnection, name: str, rows: Any) -> None:
     import duckdb
 
     relation = rows
-    if isinstance(rows, list):
+    if isinstance(rows, list | tuple | dict | str):
         relation = _from_objects(connection, name, cast("Any", rows))
     try:
         connection.register("halo_given", relation)
@@ -224,12 +245,15 @@ def load_table(connection: DuckDBPyConnection, name: str, rows: Any) -> None:
         raise SqlError("S303", f"table {name!r} cannot be read: {error}") from None
 
 
-def _from_objects(connection: DuckDBPyConnection, name: str, rows: list[Any]) -> Any:
+def _from_objects(connection: DuckDBPyConnection, name: str, given: Any) -> Any:
     import json
 
+    rows = cast("list[Any]", given) if isinstance(given, list | tuple) else []
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise SqlError(
-            "S303", f"table {name!r} must be a data frame, or a list of objects with at least one"
+            "S303",
+            f"table {name!r} must be a data frame (pandas, polars, Arrow), or a list of objects "
+            "with at least one",
         )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"

@@ -28,7 +28,7 @@ def run_sql(
 ) -> QueryResult:
     """Run a batch of SQL and return the result of its last statement; `batch` of it has all.
 
-    The database of the batch stays open as long as its results are referred to. Raises `SqlError`.
+    The rows stay in DuckDB, in memory, as long as its results are referred to. Raises `SqlError`.
     """
     options = SqlOptions(
         parameters=dict(parameters or {}),
@@ -38,6 +38,7 @@ def run_sql(
         off=tuple(off),
         on=tuple(on),
         sample=sample,
+        resumed=resume,
     )
     batch = SqlBatch(text, session or default_session(), options)
     try:
@@ -46,6 +47,8 @@ def run_sql(
             raise batch.failures[0]
         if not results:
             raise batch.nothing_to_return()
+        # Results are kept for as long as somebody likes; the file is for the next batch.
+        batch.database.release()
     except BaseException:
         batch.close()
         raise

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,17 +18,30 @@ from halo.ai_sql.access import Access, OpenDatabase, file_literals, open_databas
 from halo.ai_sql.chunking import chunks
 from halo.ai_sql.compile import RULES, UNSAFE_RULES, Compiled, Setting, compile_statement
 from halo.ai_sql.documents import document_tool
+from halo.ai_sql.ended import (
+    ERRORS,
+    ended_run,
+    has_begun,
+    kept_identity,
+    part_directory,
+    take_back,
+)
 from halo.ai_sql.errors import SqlError, nearest
+from halo.ai_sql.options import wrong_setting
 from halo.ai_sql.results import QueryResult, RowFailure
 from halo.ai_sql.sampling import Sampler
 from halo.ai_sql.statements import Statement, read_batch
+from halo.engines import Announce
 from halo.flow import Flow
+from halo.loop_thread import OnProgress
+from halo.planning import Prepared
 from halo.result import RunResult
 from halo.rows import RowSet
-from halo.session import Announce, OnProgress, Prepared, Session
+from halo.session import Session
 from planner.explain import explain_physical
 from planner.learnt import NOTHING_LEARNT, Learnt
 from planner.logical import Effect, SqlRows
+from runtime.records import Outcome
 from runtime.run_directory import RunDirectory
 from runtime.sql_session import SqlSession
 from runtime.tools import ToolSpec
@@ -51,6 +65,7 @@ class SqlOptions:
         errors: of earlier batches, which the table `halo_errors` holds.
         settings: defaults of options that an earlier SET gave, by option.
         sample: inputs of each call that are asked first, to plan the rest by what they teach.
+        resumed: the batch goes on with a run, so what it writes may be there already.
     """
 
     parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -62,6 +77,7 @@ class SqlOptions:
     errors: Sequence[RowFailure] = ()
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     sample: int = 0
+    resumed: bool = False
 
 
 class SqlBatch:
@@ -85,7 +101,7 @@ class SqlBatch:
             self.explained = [each for each in compiled if _is_explained(each)]
             self.compiled = [each for each in compiled if not _is_explained(each)]
             self.runs: list[RunResult] = []
-            self._parts = _parts(self.compiled)
+            self._parts = _parts(self.compiled, _views(self.database))
             self.prepared = [self._prepare(part) for part in self._parts]
         except BaseException:
             self.close()
@@ -149,6 +165,16 @@ class SqlBatch:
         self._learnt = Learnt.from_json(RunDirectory.open(part).manifest["learnt"])
         return self._prepare(compiled)
 
+    def _ended_before(self, prepared: Prepared, part: Path) -> list[QueryResult]:
+        """The results of the run in `part`, which had ended before the part behind it began."""
+        run = ended_run(prepared, part)
+        self.runs.append(run)
+        found = [
+            self._result(each, run, str(part)) for each in self.compiled if self._ended(each, run)
+        ]
+        take_back(found, part, self.database)
+        return found
+
     def _count_rows(self, op: SqlRows) -> int | None:
         """Rows of a harvest that waits for no answer: DuckDB counts them while planning, so that
         EXPLAIN knows how many calls there are to make."""
@@ -165,7 +191,23 @@ class SqlBatch:
 
     @property
     def warnings(self) -> list[str]:
-        return [f"{each.name}: {warning}" for each in self.compiled for warning in each.warnings]
+        return [
+            f"{each.name}: {warning}"
+            for each in self.compiled
+            for warning in (*each.warnings, *self._lost_by(each))
+        ]
+
+    def _lost_by(self, compiled: Compiled) -> tuple[str, ...]:
+        """What to know of a table that goes with the batch, when no statement of it reads it."""
+        name = compiled.statement.target
+        later = self.compiled[self.compiled.index(compiled) + 1 :]
+        kept = self._session.config.db is not None
+        if not name or kept or any(name in each.statement.text.lower() for each in later):
+            return ()
+        return (
+            f"the table {name!r} is in memory and goes with this batch; --db FILE keeps it (in "
+            "Python: a session with db=FILE)",
+        )
 
     def explain(
         self, *, stage: str = "physical", format: str = "text", verbose: bool = False
@@ -198,13 +240,18 @@ class SqlBatch:
         """
         database = self.database
         self.runs = []
-        identity = run_id or secrets.token_hex(8)
+        identity = run_id or (kept_identity(out) if resume and out is not None else "")
+        identity = identity or secrets.token_hex(8)
         results: list[QueryResult] = []
         for number, compiled in enumerate(self._parts, 1):
             # A statement that reads what another of the batch writes comes in a later part.
-            part = out / f"part{number}" if out is not None and len(self.prepared) > 1 else out
-            if resume and part is not None and (part / "manifest.json").exists():
+            several = out is not None and len(self.prepared) > 1
+            part = part_directory(out, number) if out is not None and several else out
+            if resume and part is not None and has_begun(part):
                 prepared = self._as_begun(compiled, part)
+                if out is not None and has_begun(part_directory(out, number + 1)):
+                    results += self._ended_before(prepared, part)
+                    continue
             else:
                 prepared = self._sampled(compiled, self.prepared[number - 1], announce)
             run = self._session.run_prepared(
@@ -248,14 +295,15 @@ class SqlBatch:
             return SqlError("S501", f"the run was stopped before its results: {stopped}")
         return SqlError(
             "S006",
-            "the text has no statement with a result; print plans with halo sql 'EXPLAIN ...'",
+            "the text has no statement with a result; the command halo sql 'EXPLAIN ...' prints a "
+            "plan, and so does the explain() of a result",
         )
 
     @property
     def failures(self) -> list[SqlError]:
         """The statements that failed when the batch ran, each with its reason."""
         return [
-            SqlError("S500", f"statement {each.statement.number} failed: {outcome.error.message}")
+            SqlError("S500", f"statement {each.statement.number} failed: {_reason(each, outcome)}")
             for each in self.compiled
             for run in self.runs
             for outcome in run.outcomes.get(each.name, ())
@@ -295,6 +343,7 @@ class SqlBatch:
             tools=self._tools(),
             aggregates=_aggregates(),
             options=self.settings,
+            resumed=self._options.resumed,
         )
         compiled: list[Compiled] = []
         for statement in self.statements:
@@ -313,6 +362,11 @@ class SqlBatch:
             )  # fmt: skip
         if name == "ai_model" and (reason := self._check_model(str(value))):
             raise SqlError("S106", reason, text=self.text, offset=statement.offset)
+        if wanted := wrong_setting(name, value):
+            raise SqlError(
+                "S103", f"{name!r} is {value!r}; it must be {wanted}",
+                text=self.text, offset=statement.offset,
+            )  # fmt: skip
         setting.options[name.removeprefix("ai_")] = value
 
     def _check_model(self, name: str) -> str:
@@ -361,7 +415,7 @@ class SqlBatch:
             database=self.database,
             written=None if reads else count,
             errors=_failures_of(compiled, run, run_id),
-            warnings=compiled.warnings,
+            warnings=(*compiled.warnings, *self._lost_by(compiled)),
             n_rows=count if reads else 0,
         )
 
@@ -377,7 +431,7 @@ class SqlBatch:
             if result.written is None:
                 with replaced_path(folder / f"{result.name}.parquet") as aside:
                     result.write(aside, "parquet")
-        with replaced_text(out / "halo_errors.jsonl") as file:
+        with replaced_text(out / ERRORS) as file:
             for result in results:
                 for failure in result.errors:
                     file.write(json.dumps(asdict(failure), ensure_ascii=False) + "\n")
@@ -385,24 +439,56 @@ class SqlBatch:
 
 def part_directories(out: Path) -> list[Path]:
     """The run directories of the parts that have begun, in order; none when the batch has one."""
-    numbered = (out / f"part{number}" for number in itertools.count(1))
-    return list(itertools.takewhile(lambda part: (part / "manifest.json").exists(), numbered))
+    numbered = (part_directory(out, number) for number in itertools.count(1))
+    return list(itertools.takewhile(has_begun, numbered))
 
 
-def _parts(compiled: Sequence[Compiled]) -> list[list[Compiled]]:
-    """The statements that may run together: one that names a table which an earlier one writes
-    starts another part."""
+def _parts(
+    compiled: Sequence[Compiled], views: Mapping[str, str] | None = None
+) -> list[list[Compiled]]:
+    """The statements that may run together: one that names a table (or a file of COPY) which an
+    earlier one writes starts another part, and so does one that writes what an earlier one names.
+    `views`: what a view that is named names, by the name of the view."""
     parts: list[list[Compiled]] = []
     written: set[str] = set()
+    named = ""
     for each in compiled:
-        text = each.statement.text.lower()
-        if not parts or any(name in text for name in written):
+        text = _with_views(each.statement.text.lower(), views or {})
+        target = each.statement.written
+        if not parts or any(name in text for name in written) or (target and target in named):
             parts.append([])
-            written = set()
+            written, named = set[str](), ""
         parts[-1].append(each)
-        if each.statement.target:
-            written.add(each.statement.target)
+        named += f"\n{text}"
+        if target:
+            written.add(target)
     return parts
+
+
+def _views(database: OpenDatabase) -> dict[str, str]:
+    """The texts of the views of the database by name, in lower case."""
+    found = database.planning.sql(
+        "SELECT lower(view_name), lower(sql) FROM duckdb_views() WHERE NOT internal"
+    ).fetchall()
+    return {str(name): str(text) for name, text in found}
+
+
+def _with_views(text: str, views: Mapping[str, str]) -> str:
+    """A text and those of the views that it names, directly or through others."""
+    left = dict(views)
+    while found := [name for name in left if name in text]:
+        text = "\n".join([text, *(left.pop(name) for name in found)])
+    return text
+
+
+def _reason(compiled: Compiled, outcome: Outcome) -> str:
+    """Why a statement failed; without tables and places of a text that nobody has written."""
+    assert outcome.error is not None
+    if not compiled.calls:
+        return outcome.error.message
+    message = outcome.error.message.partition("\n\nLINE ")[0]
+    nameless = r"([\d,]+) rows? of table 'halo_\w+' could not be computed"
+    return re.sub(nameless, r"calls without an answer: \1", message)
 
 
 def _is_explained(compiled: Compiled) -> bool:

@@ -12,17 +12,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from sqlglot import exp
+
 from halo.ai_sql import label_join
-from halo.ai_sql.access import check_target, refused_file
+from halo.ai_sql.access import check_target
+from halo.ai_sql.bind_errors import bind_error
 from halo.ai_sql.calls import Call, CallSpec
 from halo.ai_sql.cascade import cascade_rows
 from halo.ai_sql.errors import SqlError
 from halo.ai_sql.host import ERROR, KEY, NUMBER, VALUE, Chain, Harvest
 from halo.ai_sql.lift import Lifter
+from halo.ai_sql.literals import offset_of
 from halo.ai_sql.questions import answer_op, prompt_of
 from halo.ai_sql.split import Splitter
 from halo.ai_sql.statements import Statement
-from halo.ai_sql.trees import tables_in
+from halo.ai_sql.targets import is_there, nothing_of, why_not_insert
+from halo.ai_sql.trees import place_of, tables_in
 from halo.ai_sql.types import quoted
 from halo.ai_sql.workflows import inline
 from halo.flow import Flow, Traced
@@ -117,6 +122,8 @@ class Setting:
     tools: Mapping[str, ToolSpec] = field(default_factory=dict[str, ToolSpec])
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     aggregates: frozenset[str] = frozenset()
+    resumed: bool = False
+    """Whether the batch goes on with a run, which may have written its tables already."""
     written: set[str] = field(default_factory=set[str])
     """Tables that earlier statements write."""
 
@@ -148,7 +155,7 @@ class _Compiler:
     def run(self) -> Compiled:
         statement = self._statement
         splitter = Splitter(self, self._lifter)
-        tree = splitter.split(statement.query.copy())
+        tree = splitter.split(self._query().copy())
         text = tree.sql("duckdb")
         columns = self._describe(text)
         final = self._final(tree, text)
@@ -162,6 +169,29 @@ class _Compiler:
             tuple(self._calls),
             tuple(dict.fromkeys(self._lifter.warnings)),
         )
+
+    def _query(self) -> Any:
+        """The query inside the statement; one for no rows where the statement will do nothing."""
+        statement, setting = self._statement, self._setting
+        tree = statement.tree
+        if (
+            statement.kind != "create"
+            or setting.resumed
+            or tree.args.get("replace")
+            or not is_there(tree, setting.cursor)
+        ):
+            return statement.query
+        if tree.args.get("exists"):
+            self._lifter.warnings.append(
+                f"there is a table {statement.target!r}: nothing is asked or written"
+            )
+            return nothing_of(tree)
+        raise SqlError(
+            "S003",
+            f"there is a table {statement.target!r} already; write CREATE OR REPLACE TABLE, or "
+            "INSERT INTO",
+            text=setting.text, offset=offset_of(tree.find(exp.Table)),
+        )  # fmt: skip
 
     def _final(self, tree: Any, text: str) -> SqlRows:
         """What is left of the statement, run once. A SELECT keeps its rows under its name."""
@@ -184,6 +214,9 @@ class _Compiler:
             inputs, text=whole.sql("duckdb"), columns=("rows",), tables=reads, read_only=False,
             label=statement.name,
         )  # fmt: skip
+        to_check = statement.kind == "insert" and statement.target not in self._setting.written
+        if to_check and (reason := why_not_insert(op.text, self._setting.cursor)):
+            raise self.unbound(reason)
         if statement.target:
             self._setting.written.add(statement.target)
             self._stub(statement.target, text)
@@ -202,7 +235,7 @@ class _Compiler:
         try:
             found = self._setting.cursor.sql(text)
         except duckdb.Error as error:
-            raise SqlError("S003", str(error)) from None
+            raise self.unbound(str(error)) from None
         return tuple((str(n), str(t)) for n, t in zip(found.columns, found.types, strict=True))
 
     # --- the splitter's host ---------------------------------------------------------------------
@@ -213,10 +246,20 @@ class _Compiler:
         try:
             self._setting.cursor.sql(text)
         except duckdb.PermissionException as error:
-            raise refused_file(str(error), self._setting.text) from None
+            raise self.unbound(str(error)) from None
         except duckdb.Error as error:
             return str(error)
         return ""
+
+    def unbound(self, reason: str, offset: int = -1) -> SqlError:
+        found = self._setting.cursor.sql(
+            "SELECT table_name FROM duckdb_tables() WHERE table_name NOT LIKE 'halo_%' "
+            "UNION SELECT view_name FROM duckdb_views() WHERE NOT internal"
+        )
+        tables = [str(name) for (name,) in found.fetchall()]
+        text = self._setting.text
+        place = place_of(reason, text, offset, start=self._statement.offset)
+        return bind_error(reason, text, tables, place)
 
     def is_aggregate(self, name: str) -> bool:
         return name in self._setting.aggregates

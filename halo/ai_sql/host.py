@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from halo.ai_sql.calls import Call, CallSpec
+from halo.ai_sql.errors import SqlError
 
 KEY, VALUE, ERROR, NUMBER = "halo_k", "halo_v", "halo_e", "halo_n"
 """Columns of answer tables: arguments (numbered), answer, error, and the number of a row among
@@ -60,6 +61,11 @@ class Host(Protocol):
 
     def binds(self, text: str) -> str:
         """Why DuckDB cannot bind a query; empty when it can."""
+        ...
+
+    def unbound(self, reason: str, offset: int = -1) -> SqlError:
+        """The error of a query that DuckDB cannot bind, for the reason that `binds` gave; at
+        `offset` when the reason names no place."""
         ...
 
     def is_aggregate(self, name: str) -> bool:

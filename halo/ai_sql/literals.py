@@ -43,6 +43,21 @@ def is_literal(node: Any) -> bool:
     return literal(node) is not NO_LITERAL
 
 
+_PARAMETER = "halo_parameter"
+
+
+def parameter_text(value: str) -> exp.Literal:
+    """The literal of a parameter's text: data, also where a text of the author is a template."""
+    node = exp.Literal.string(value)
+    node.meta[_PARAMETER] = True
+    return node
+
+
+def is_parameter(node: Any) -> bool:
+    """Whether a node is the text of a parameter."""
+    return isinstance(node, exp.Literal) and bool(node.meta.get(_PARAMETER))
+
+
 def offset_of(node: Any) -> int | None:
     """Where a node starts in the masked text, which is where it starts in the text."""
     starts = [each.meta["start"] for each in node.walk() if each.meta and "start" in each.meta]

@@ -17,6 +17,29 @@ if TYPE_CHECKING:
     from halo.ai_sql.lift import Lifter
 
 
+ON_ERROR = ("null", "fail", "detail")
+MAX_TOKENS = 1_000_000
+MAX_TEMPERATURE = 2.0
+
+
+def wrong_setting(name: str, value: Any) -> str:
+    """What the value of SET ai_... must be, when it is something else; empty when it fits."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    match name:
+        case "ai_on_error" if str(value).lower() not in ON_ERROR:
+            return f"one of {', '.join(map(repr, ON_ERROR))}"
+        case "ai_temperature" if not number or not 0 <= value <= MAX_TEMPERATURE:
+            return f"a number {_range(0, MAX_TEMPERATURE)}"
+        case "ai_max_tokens" if not isinstance(value, int) or not 1 <= value <= MAX_TOKENS:
+            return f"a whole number {_range(1, MAX_TOKENS)}"
+        case _:
+            return ""
+
+
+def _range(low: float, high: float) -> str:
+    return f"between {low:,.10g} and {high:,.10g}"
+
+
 class OptionReader:
     """Reads the options of one call, each checked. Errors are `SqlError`s with their place."""
 
@@ -113,8 +136,14 @@ class OptionReader:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._wrong(name, value, "a number")
         if not low <= value <= high:
-            raise self._wrong(name, value, f"between {low:g} and {high:g}")
+            raise self._wrong(name, value, _range(low, high))
         return float(value)
+
+    def _whole(self, name: str, default: int, low: int, high: int) -> int:
+        value = self._number(name, default, low, high)
+        if value != int(value):
+            raise self._wrong(name, value, "a whole number")
+        return int(value)
 
     def _flag(self, name: str, default: bool) -> bool:
         value = self._option(name)

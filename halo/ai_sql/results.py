@@ -25,6 +25,16 @@ _COPY = {
 }
 
 
+def counted(count: int, noun: str) -> str:
+    """A number and its noun.
+
+    Example:
+        >>> counted(1, "row"), counted(2000, "row")
+        ('1 row', '2,000 rows')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class RowFailure:
     """One line of `halo_errors`: a call that has no answer."""
@@ -95,8 +105,9 @@ class QueryResult(Sequence[dict[str, Any]]):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        what = f"{self.written} rows written" if self.written is not None else f"{self.n_rows} rows"
-        return f"<halo.sql {self.name}: {what}, {len(self.errors)} errors>"
+        count, done = (self.n_rows, "") if self.written is None else (self.written, " written")
+        errors = counted(len(self.errors), "error")
+        return f"<halo.sql {self.name}: {counted(count, 'row')}{done}, {errors}>"
 
     def _repr_html_(self) -> str:
         from halo.ai_sql.table import html_table

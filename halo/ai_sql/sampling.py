@@ -2,7 +2,8 @@
 
 What filters keep and what answers cost cannot be known before; a sample measures both, so that the
 planner can put the filter first that drops most for its price. Its answers are not lost: the run
-that follows takes them from a cache, so that a sample adds no call but those of fresh ones.
+that follows takes them from a cache, so that a sample adds no call but those of sampled and fresh
+ones.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from pathlib import Path
 
 from halo.ai_sql.access import OpenDatabase
 from halo.ai_sql.errors import SqlError
-from halo.session import Announce, Prepared, Session
+from halo.engines import Announce
+from halo.planning import Prepared
+from halo.session import Session
 from planner.learnt import NOTHING_LEARNT, Learnt
 from planner.logical import ModelOp
 from runtime.sql_session import SqlSession

@@ -8,10 +8,11 @@ from typing import Any, cast
 from sqlglot import exp
 
 from halo.ai_sql.calls import Call, CallSpec, OnError
-from halo.ai_sql.literals import literal, offset_of
-from halo.ai_sql.options import OptionReader
+from halo.ai_sql.errors import nearest
+from halo.ai_sql.literals import is_parameter, literal, offset_of
+from halo.ai_sql.options import MAX_TEMPERATURE, MAX_TOKENS, ON_ERROR, OptionReader
 from halo.ai_sql.prompts import holes
-from halo.ai_sql.types import is_type
+from halo.ai_sql.types import is_type, like_type
 
 _SENTIMENTS = (
     ("positive", ""), ("negative", ""), ("neutral", ""), ("mixed", "both positive and negative"),
@@ -34,7 +35,7 @@ class SpecReader(OptionReader):
     # --- specs -----------------------------------------------------------------------------------
 
     def _spec(self) -> tuple[CallSpec, OnError]:
-        on_error = cast(OnError, self._choice("on_error", ("null", "fail", "detail")))
+        on_error = cast(OnError, self._choice("on_error", ON_ERROR))
         function = self._function
         has = function.options
         common: dict[str, Any] = {
@@ -45,9 +46,9 @@ class SpecReader(OptionReader):
         if "model" in has:
             common["model"] = self._model("model")
         if "temperature" in has:
-            common["temperature"] = self._number("temperature", 0.0, 0.0, 2.0)
+            common["temperature"] = self._number("temperature", 0.0, 0.0, MAX_TEMPERATURE)
         if "max_tokens" in has:
-            common["max_tokens"] = int(self._number("max_tokens", 0, 1, 1e6))
+            common["max_tokens"] = self._whole("max_tokens", 0, 1, MAX_TOKENS)
         if "cache" in has:
             common["cache"] = self._flag("cache", True)
         if "sample" in has:
@@ -120,6 +121,10 @@ class SpecReader(OptionReader):
                         "question",
                     )  # fmt: skip
                 fields.append((name, kind, "") if is_type(kind) else (name, "VARCHAR", kind))
+                if fields[-1][2] and (hint := like_type(kind)):
+                    self._lifter.warnings.append(
+                        f"AI_EXTRACT: {kind!r} is no type and is asked as a question.{hint}"
+                    )
         if not fields:
             raise self._error(
                 "S105", given,
@@ -176,7 +181,8 @@ class SpecReader(OptionReader):
             known = ", ".join(self._lifter.workflows) or "none"
             raise self._error(
                 "S107", self._given[0],
-                f"there is no workflow {name!r}; the workflows are: {known}. Pass one with "
+                f"there is no workflow {name!r}.{nearest(name, self._lifter.workflows)} The "
+                f"workflows are: {known}. Pass one with "
                 "--workflow FILE.py:NAME, or halo.sql(..., workflows=[...])",
             )  # fmt: skip
         own = [n for n in self._options if n not in self._function.options]
@@ -192,10 +198,10 @@ class SpecReader(OptionReader):
         return CallSpec(**{**common, **own_values})
 
     def _ai_chunks(self, common: dict[str, Any]) -> CallSpec:
-        tokens = self._number("tokens", 512, 1, 1e6)
-        overlap = self._number("overlap", 32, 0, 1e6)
+        tokens = self._whole("tokens", 512, 1, MAX_TOKENS)
+        overlap = self._whole("overlap", min(32, tokens // 2), 0, MAX_TOKENS)
         if overlap >= tokens:
-            raise self._wrong("overlap", overlap, f"smaller than tokens ({tokens:g})")
+            raise self._wrong("overlap", overlap, f"smaller than tokens ({tokens})")
         return self._make(
             "AI_CHUNKS", common, self._prompt(self._given[0]),
             settings=(("tokens", tokens), ("overlap", overlap)),
@@ -212,6 +218,13 @@ class SpecReader(OptionReader):
         """The segments of a prompt argument; its values become arguments of the call."""
         if isinstance(node, exp.Paren):
             return self._prompt(node.this)
+        if is_parameter(node):
+            if any(not isinstance(part, str) for part in holes(str(node.this))):
+                self._lifter.warnings.append(
+                    f"{self._function.name}: the braces in a parameter are text like the rest of "
+                    "it; PROMPT($name) reads it as a template"
+                )
+            return (self._argument(node),)
         if isinstance(node, exp.Literal) and node.is_string:
             return self._template(node, str(node.this), ())
         if isinstance(node, exp.Anonymous) and str(node.this).upper() == "PROMPT":
@@ -224,7 +237,8 @@ class SpecReader(OptionReader):
             return self._template(template, str(template.this), values)
         if isinstance(node, exp.Tuple):
             return tuple(
-                str(each.this) if isinstance(each, exp.Literal) and each.is_string
+                str(each.this)
+                if isinstance(each, exp.Literal) and each.is_string and not is_parameter(each)
                 else self._argument(each)
                 for each in node.expressions
             )  # fmt: skip

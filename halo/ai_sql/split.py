@@ -15,7 +15,6 @@ from sqlglot import exp
 
 from halo.ai_sql.block import clauses, has_window, is_inner, join_side, subqueries
 from halo.ai_sql.calls import Call, CallSpec
-from halo.ai_sql.errors import SqlError
 from halo.ai_sql.frames import Frame, FrameMaker
 from halo.ai_sql.guards import Guard, conjuncts, guards_of
 from halo.ai_sql.host import KEY, MAX_SLICED_LIMIT, NUMBER, Chain, Harvest, Host
@@ -27,7 +26,6 @@ from halo.ai_sql.scope import Block, Scope
 from halo.ai_sql.trees import (
     is_unnesting,
     limit_rows,
-    place_of,
     plain_part,
     prompt_order,
     table_of,
@@ -285,10 +283,7 @@ class Splitter(FrameMaker, Places):
                 break
             source = self._beside(source, scope)
             scope = scope.outer.scope
-        raise SqlError(
-            "S003", reasons[0], text=self._lifter.text,
-            offset=place_of(reasons[0], self._lifter.text, call.offset),
-        )  # fmt: skip
+        raise self._host.unbound(reasons[0], call.offset)
 
     def _beside(self, inner: Any, scope: Scope) -> Any:
         outer = scope.outer

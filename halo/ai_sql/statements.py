@@ -6,8 +6,10 @@ Nothing is passed through to DuckDB unread: a kind of statement that Halo does n
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -16,6 +18,7 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from halo.ai_sql.errors import SqlError, SqlRefusedError, nearest
+from halo.ai_sql.literals import parameter_text
 from halo.ai_sql.masking import mask
 
 Kind = Literal["select", "create", "insert", "copy", "set"]
@@ -73,6 +76,13 @@ class Statement:
             return ""
         table = self.tree.find(exp.Table)
         return "" if table is None else table.name.lower()
+
+    @property
+    def written(self) -> str:
+        """What it writes, as other statements may name it: its table, or the file of a COPY."""
+        if self.kind != "copy":
+            return self.target
+        return next((str(e.this).lower() for e in self.tree.args.get("files") or ()), "")
 
 
 def read_batch(text: str, parameters: Mapping[str, Any] | None = None) -> list[Statement]:
@@ -176,7 +186,8 @@ def _read(
     # Blanks in place of everything else, so that positions are those in the batch.
     alone = "".join(c if c == "\n" else " " for c in masked[:start]) + masked[start:end]
     try:
-        tree = sqlglot.parse_one(alone, read="duckdb")
+        with _quiet():
+            tree = sqlglot.parse_one(alone, read="duckdb")
     except SqlglotError as error:
         details = _details(cast("Any", error))
         found: dict[str, Any] = details[0] if details else {}
@@ -204,9 +215,33 @@ def _read(
             raise SqlRefusedError(
                 "S002",
                 f"{first} is no statement that halo runs; accepted are SELECT, CREATE TABLE AS, "
-                "INSERT ... SELECT, COPY (...) TO, EXPLAIN and SET ai_...",
+                "INSERT ... SELECT, COPY (...) TO, EXPLAIN and SET of halo's settings"
+                f"{_instead(first)}",
                 text=text, offset=start,
             )  # fmt: skip
+
+
+def _instead(first: str) -> str:
+    """How a SELECT says what a refused statement says."""
+    match first:
+        case "SHOW":
+            return ". Tables are listed by SELECT table_name FROM information_schema.tables"
+        case "DESCRIBE" | "SUMMARIZE" | "PIVOT" | "UNPIVOT" | "VALUES":
+            return f". As a table it is read: SELECT * FROM ({first} ...)"
+        case _:
+            return ""
+
+
+@contextmanager
+def _quiet() -> Generator[None, None, None]:
+    """sqlglot warns of a statement that it does not know; Halo refuses it in words of its own."""
+    logger = logging.getLogger("sqlglot")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _set(text: str, tokens: list[Any], number: int) -> Statement:
@@ -264,7 +299,7 @@ def parameter_node(name: str, value: Any) -> Any:
     if isinstance(value, float):
         return exp.cast(exp.Literal.string(repr(value)), "DOUBLE")
     if isinstance(value, str):
-        return exp.Literal.string(value)
+        return parameter_text(value)
     if isinstance(value, datetime.datetime):
         return exp.cast(exp.Literal.string(value.isoformat(" ")), "TIMESTAMP")
     if isinstance(value, datetime.date):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import html
 import json
 import sys
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import IO, Any
 
-if TYPE_CHECKING:
-    from halo.ai_sql.results import QueryResult
+from halo.ai_sql.results import QueryResult, counted
 
 MIN_COLUMN = 6
 """A column narrower than this says nothing: with so many columns, rows are printed one under the
@@ -32,10 +32,6 @@ def cell(value: Any) -> str:
     return " ".join(text.split()) if text.strip() else text
 
 
-def _rows(count: int) -> str:
-    return f"{count:,} row{'' if count == 1 else 's'}"
-
-
 def print_table(result: QueryResult, *, max_rows: int = 40, file: IO[str] | None = None) -> None:
     """Print the rows: all of a short result, the first and last of a long one. Text that is wider
     than the terminal allows is cut with an ellipsis."""
@@ -45,7 +41,7 @@ def print_table(result: QueryResult, *, max_rows: int = 40, file: IO[str] | None
 
     console = Console(file=file or sys.stdout, highlight=False, markup=False, emoji=False)
     if result.written is not None:
-        console.print(f"{_rows(result.written)} written", markup=False)
+        console.print(f"{counted(result.written, 'row')} written", markup=False)
         return
     rows, skipped = _excerpt(result, max_rows)
     if not result.columns or console.width < (MIN_COLUMN + 3) * len(result.columns):
@@ -53,25 +49,42 @@ def print_table(result: QueryResult, *, max_rows: int = 40, file: IO[str] | None
     else:
         table = Table(box=box.ROUNDED, show_edge=True, pad_edge=True)
         numbers = ("INT", "DOUBLE", "FLOAT", "DECIMAL")
-        for name, kind in zip(result.columns, result.types, strict=True):
+        cells = [[cell(value) for value in row] for row in rows]
+        room = console.width - 3 * len(result.columns) - 1
+        widths = _widths(result.columns, cells, room)
+        for name, kind, width in zip(result.columns, result.types, widths, strict=True):
             right = any(each in kind for each in numbers) and "[" not in kind and "(" not in kind
             table.add_column(
                 name,
                 justify="right" if right else "left",
                 overflow="ellipsis",
                 no_wrap=True,
-                min_width=min(len(name), MIN_COLUMN),
+                width=width,
             )
         from rich.text import Text
 
-        for number, row in enumerate(rows):
+        for number, row in enumerate(cells):
             if skipped and number == max_rows // 2:
                 table.add_row(*(Text("…") for _ in result.columns))
-            table.add_row(*(Text(cell(value)) for value in row))
+            table.add_row(*map(Text, row))
         console.print(table)
     note = f", {skipped} not shown" if skipped else ""
-    plural = "" if len(result) == 1 else "s"
-    console.print(f"{len(result):,} row{plural}{note}", markup=False)
+    console.print(f"{counted(len(result), 'row')}{note}", markup=False)
+
+
+def _widths(names: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> list[int]:
+    """A width for each column, `room` together: narrow columns have what they need, and the others
+    equal parts of what is left."""
+    from rich.cells import cell_len
+
+    needed = [
+        max(1, cell_len(name), *(cell_len(row[i]) for row in rows)) for i, name in enumerate(names)
+    ]
+    widths = [0] * len(names)
+    for taken, i in enumerate(sorted(range(len(names)), key=lambda i: needed[i])):
+        widths[i] = min(needed[i], room // (len(names) - taken))
+        room -= widths[i]
+    return widths
 
 
 def _print_records(result: QueryResult, rows: list[tuple[Any, ...]], console: Any) -> None:
@@ -101,7 +114,7 @@ def _excerpt(result: QueryResult, max_rows: int) -> tuple[list[tuple[Any, ...]],
 def html_table(result: QueryResult, max_rows: int = 40) -> str:
     """The rows as an HTML table; all text is escaped."""
     if result.written is not None:
-        return f"<p>{_rows(result.written)} written</p>"
+        return f"<p>{counted(result.written, 'row')} written</p>{_failures(result)}"
     rows, skipped = _excerpt(result, max_rows)
     head = "".join(f"<th>{html.escape(name)}</th>" for name in result.columns)
     body = "".join(
@@ -111,5 +124,12 @@ def html_table(result: QueryResult, max_rows: int = 40) -> str:
     note = f", {skipped} not shown" if skipped else ""
     return (
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        f"<p>{len(result):,} rows{note}</p>"
+        f"<p>{counted(len(result), 'row')}{note}</p>{_failures(result)}"
     )
+
+
+def _failures(result: QueryResult) -> str:
+    if not result.errors:
+        return ""
+    first = html.escape(result.errors[0].message)
+    return f"<p>{counted(len(result.errors), 'call')} without an answer; the first: {first}</p>"

@@ -131,14 +131,14 @@ def is_inside(node: Any, root: Any) -> bool:
     return False
 
 
-def place_of(reason: str, text: str, default: int) -> int:
-    """Where in the text the name that a binder error talks about stands."""
+def place_of(reason: str, text: str, default: int, start: int = 0) -> int:
+    """Where in the text, from `start`, the name that a binder error talks about stands."""
     import re
 
     said = reason.partition("LINE ")[0]
     names = re.findall(r"with name (\S+) does not exist", said) + re.findall(r'"([^"]+)"', said)
     for name in names:
-        found = re.search(rf"(?<![\w]){re.escape(name)}(?![\w])", text, re.IGNORECASE)
+        found = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE).search(text, start)
         if found:
             return found.start()
     return default

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any, cast
 
 from planner.logical import Json
@@ -29,8 +30,15 @@ def parse_type(text: str) -> Any:
     except SqlglotError:
         found = None
     if not isinstance(found, exp.DataType) or found.this.name == "USERDEFINED":
-        raise UnknownTypeError(f"{text!r} is not a DuckDB type")
+        raise UnknownTypeError(f"{text!r} is not a DuckDB type.{like_type(text)}".rstrip("."))
     return found
+
+
+def like_type(text: str) -> str:
+    """ " Did you mean 'INTEGER'?" for a word that is nearly a type, or nothing."""
+    names = (*_INTEGERS, *_NUMBERS, *_TEXTS, *_FORMATS, "INTEGER", "BOOLEAN", "STRING")
+    found = difflib.get_close_matches(text.upper(), sorted(names), 1, 0.75)
+    return f" Did you mean {found[0]!r}?" if found and found[0] != text.upper() else ""
 
 
 def is_type(text: str) -> bool:

@@ -36,6 +36,12 @@ def inline(
             f"AI_RUN: workflow {flow.name!r} writes; how often it would run is the planner's "
             "choice. Declare its tools pure, or run it with halo run",
         )
+    if not isinstance(result.rows, Scan):
+        raise SqlError(
+            "S107",
+            f"AI_RUN: workflow {flow.name!r} has where or a limit, which choose rows of a batch; "
+            "leave them out and choose rows in SQL",
+        )
     tool = decoder()
     values = dict(zip(names, args, strict=True))
     decoded: dict[str, Op] = {

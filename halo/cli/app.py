@@ -155,13 +155,11 @@ def sql(
     """Run SQL with AI functions; several statements are one batch. --no-RULE leaves a rule out."""
     from halo.cli import sql as verb
 
-    extra = list(context.args)
-    if text is not None and text.startswith("--"):
-        extra, text = [text, *extra], None
+    words = [each for each in (text, *context.args) if each is not None]
     return verb.sql(
-        text, file=file, out=out, format=format, params=param or [], workflows=workflow or [],
-        allow=allow or [], rules=extra, config_file=config, dry_run=dry_run, json_out=json,
-        sample=sample,
+        words, file=file, out=out, format=format, params=param or [], workflows=workflow or [],
+        allow=allow or [], config_file=config, dry_run=dry_run, json_out=json, sample=sample,
+        options=[name for each in context.command.params for name in each.opts],
         flags=settings(
             model=model, engine=engine, seed=seed, db=db, budget=budget, learn=learn, cache=cache
         ),

@@ -16,10 +16,10 @@ from costmodel.profile_writer import write_hardware
 from costmodel.samples import SampleSet, read_samples
 from halo.calibrate import measure
 from halo.config import Config, load_config
+from halo.engines import engine_options
 from halo.errors import CalibrationError, ConfigError, ProfileError
 from halo.processor_clock import ProcessorClock
 from halo.profiles import DEFAULT_HARDWARE, calibrated_path, model_shape
-from halo.session import engine_options
 from runtime.backends.create import create_backend, default_model
 from runtime.clock import LoopClock, new_event_loop
 

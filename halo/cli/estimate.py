@@ -11,14 +11,13 @@ from costmodel.interval import Interval
 from costmodel.tokens import estimate_tokens
 from halo.cli.run import prepare
 from halo.config import Config, load_config
-from halo.errors import WorkflowError
 from halo.estimate import Estimate, estimate_batch
+from halo.planning import Prepared
 from halo.profiles import engine_profile
 from halo.progress import Reporter
-from halo.session import Prepared, Session
+from halo.session import Session
 from planner.estimator import Estimator
 from planner.learnt import Learnt
-from planner.logical import Effect
 from planner.refine import refined
 from planner.row_profile import RowProfile
 from planner.stats import PlanStats
@@ -62,15 +61,10 @@ def estimate(
 
 def _learned(session: Session, prepared: Prepared, n_rows: int) -> PlanStats:
     """Statistics after a run over some of the rows; its answers are not kept."""
-    writes = [op for op in prepared.plan.logical.walk_all() if op.effect is Effect.WRITE]
-    if writes:
-        raise WorkflowError(
-            f"--sample would run {writes[0].label or writes[0].kind!r}, which writes; estimate "
-            "without a sample"
-        )
     with Reporter(sys.stderr) as reporter:
-        some = session.sampled(prepared, n_rows)
-        result = session.run_prepared(some, on_progress=reporter.show, announce=reporter.say)
+        some, result = session.run_sample(
+            prepared, n_rows, on_progress=reporter.show, announce=reporter.say
+        )
     logical = prepared.plan.logical
     learnt = Learnt.from_runs([(some.plan.logical, result.metrics)], "sampled")
     profile = RowProfile(prepared.rows_by_source, estimate_tokens)

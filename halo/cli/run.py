@@ -12,10 +12,11 @@ from halo.config import load_config
 from halo.dsl.workflow import user_line
 from halo.errors import HaloError, RunDirectoryError, WorkflowError
 from halo.load import load_flow
+from halo.planning import Prepared
 from halo.progress import Reporter
 from halo.result import RunResult
 from halo.rows import read_rows
-from halo.session import Prepared, Session
+from halo.session import Session
 from runtime.run_directory import RunDirectory
 
 

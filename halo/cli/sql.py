@@ -10,8 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from typer import BadParameter
+
 from halo.ai_sql.batch import SqlBatch, SqlOptions, part_directories
-from halo.ai_sql.errors import SqlRefusedError
+from halo.ai_sql.errors import SqlRefusedError, nearest
 from halo.ai_sql.results import FORMATS, QueryResult
 from halo.ai_sql.table import print_table
 from halo.config import Config, load_config
@@ -22,7 +24,7 @@ from halo.session import Session
 
 
 def sql(
-    text: str | None,
+    words: Sequence[str],
     *,
     file: Path | None,
     out: Path | None,
@@ -30,19 +32,21 @@ def sql(
     params: Sequence[str],
     workflows: Sequence[str],
     allow: Sequence[Path],
-    rules: Sequence[str],
     config_file: Path | None,
     flags: dict[str, Any],
     dry_run: bool,
     json_out: bool,
     sample: int = 0,
+    options: Sequence[str] = (),
 ) -> int:
-    """Run SQL, or start the shell; returns the exit code."""
-    off, on = rule_names(rules)
+    """Run SQL, or start the shell; returns the exit code. `words` are the text and the flags that
+    name rules, in any order; `options` the flags that there are beside them."""
+    text, rules = _text_and_flags(words)
+    off, on = rule_names(rules, options)
     of_planner = {"off": _taken(off, ""), "on": _taken(on, "unsafe_")}
     flags = {**flags, **{name: rules for name, rules in of_planner.items() if rules}}
     config, _ = load_config(flags, file=config_file)
-    options = SqlOptions(
+    settings = SqlOptions(
         parameters=dict(_parameter(each) for each in params),
         workflows=tuple(load_flow(each) for each in workflows),
         allow=tuple(allow),
@@ -57,14 +61,14 @@ def sql(
     if text is None and sys.stdin.isatty():
         from halo.cli.sql_shell import Shell
 
-        return Shell(config, options).run()
+        return Shell(config, settings).run()
     given = sys.stdin.read() if text is None else text
     if format not in FORMATS:
         raise HaloError(f"no format {format!r}; the formats are: {', '.join(FORMATS)}")
     asked: dict[str, Any] = {
         "sql": {
             "text": given,
-            "parameters": dict(options.parameters),
+            "parameters": dict(settings.parameters),
             "workflows": [_absolute(each) for each in workflows],
             "allow": [str(each.absolute()) for each in allow],
             "off": off,
@@ -73,9 +77,18 @@ def sql(
         }
     }
     return run_text(
-        given, config, options, out=out, format=format, dry_run=dry_run, json_out=json_out,
+        given, config, settings, out=out, format=format, dry_run=dry_run, json_out=json_out,
         asked=asked,
     )  # fmt: skip
+
+
+def _text_and_flags(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """A word that begins with a dash is a flag, unless it is a text that begins with a comment."""
+    flags = [each for each in words if each.startswith("-") and len(each.split()) == 1]
+    texts = [each for each in words if each not in flags]
+    if len(texts) > 1 and not flags:
+        raise BadParameter(f"the SQL is one text in quotes; beside it there is {texts[1]!r}")
+    return (texts[0] if texts else None), flags
 
 
 def resume(directory: Path, manifest: dict[str, Any], *, json_out: bool, flags: Any) -> int:
@@ -95,6 +108,7 @@ def resume(directory: Path, manifest: dict[str, Any], *, json_out: bool, flags: 
         allow=tuple(Path(each) for each in kept["allow"]),
         off=kept["off"],
         on=kept["on"],
+        resumed=True,
     )
     return run_text(
         kept["text"], config, options, out=directory, format="table", dry_run=False,
@@ -205,8 +219,9 @@ def exit_code(batch: SqlBatch, results: Sequence[QueryResult]) -> int:
     return 3 if any(result.errors for result in results) else 0
 
 
-def rule_names(flags: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The rules of `--no-NAME` and `--unsafe-NAME` flags."""
+def rule_names(flags: Sequence[str], options: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """The rules of `--no-NAME` and `--unsafe-NAME` flags. `options` are those that there are beside
+    them."""
     off: list[str] = []
     on: list[str] = []
     for flag in flags:
@@ -215,7 +230,7 @@ def rule_names(flags: Sequence[str]) -> tuple[list[str], list[str]]:
         elif flag.startswith("--unsafe-"):
             on.append(flag.removeprefix("--unsafe-"))
         else:
-            raise HaloError(f"halo sql has no option {flag!r}; see halo sql --help")
+            raise BadParameter(f"there is no option {flag!r}.{nearest(flag, options)}".rstrip("."))
     return off, on
 
 
@@ -270,7 +285,9 @@ def _parameter(text: str) -> tuple[str, Any]:
 def _read(file: Path) -> str:
     try:
         return file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise HaloError(f"{file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise HaloError(f"{file} cannot be read: {error}") from None
 
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from halo.ai_sql.batch import SqlBatch, SqlOptions
+from halo.ai_sql.errors import nearest
 from halo.ai_sql.results import FORMATS, RowFailure
 from halo.cli.sql import exit_code, print_results, say_end
 from halo.config import Config
@@ -25,12 +26,16 @@ from halo.session import Session
 PROMPT, MORE = "halo> ", "  ... "
 HISTORY_LINES = 2000
 
+QUIT = (".quit", ".exit")
+COMMANDS = (
+    ".help", ".explain", ".models", ".tables", ".errors", ".analyze", ".mode", ".read", *QUIT,
+)  # fmt: skip
 HELP = """\
 Statements end with ;      several at once are one batch
 .explain SQL;              the plan of a statement, without running it
 .models                    the default model, and the local ones
 .tables                    tables and columns of the database
-.errors                    calls of the last batch that have no answer
+.errors                    calls without an answer, of the last batch that made any
 .analyze                   the last batch: estimate beside actual
 .mode table|json|jsonl|csv how results are printed (now: {mode})
 .read FILE                 run the statements of a file
@@ -67,7 +72,7 @@ class Shell:
                 except KeyboardInterrupt:
                     print("^C")
                     continue
-                if text in (".quit", ".exit"):
+                if text in QUIT:
                     return 0
                 self.execute(text)
         finally:
@@ -99,9 +104,10 @@ class Shell:
         lines: list[str] = []
         while True:
             line = self._read(MORE if lines else PROMPT)
-            if not lines and (not line.strip() or line.lstrip().startswith(".")):
-                if line.strip():
-                    return line.strip()
+            word = line.strip()
+            if not lines and (not word or word.startswith(".") or _is_word(word)):
+                if word:
+                    return word if word.startswith(".") else f".{word.rstrip(';').lower()}"
                 continue
             lines.append(line)
             text = "\n".join(lines)
@@ -128,7 +134,10 @@ class Shell:
                 )
             if batch.last_run is None:
                 return 0
-            self._failures = [failure for result in results for failure in result.errors]
+            if any(
+                each.calls for each in batch.compiled
+            ):  # else those before are what is asked for
+                self._failures = [failure for result in results for failure in result.errors]
             self._analysis = batch.last_run.explain()
             if results:
                 print_results(batch, results, format=self._mode, json_out=False)
@@ -159,8 +168,12 @@ class Shell:
                 print(self._analysis or "nothing has run yet")
             case ".mode" if rest in FORMATS and rest != "parquet":
                 self._mode = rest
+            case ".mode" if not rest:
+                print(self._mode)
             case ".mode":
                 raise HaloError(f"no mode {rest!r}; the modes are: table, json, jsonl, csv")
+            case ".read" if not rest:
+                raise HaloError("say which file: .read FILE")
             case ".read":
                 try:
                     script = Path(rest).read_text("utf-8")
@@ -168,7 +181,7 @@ class Shell:
                     raise HaloError(f"{rest} cannot be read: {error.strerror}") from None
                 self._run(script)
             case _:
-                raise HaloError(f"no command {text!r}; .help lists them")
+                raise HaloError(f"no command {name!r}.{nearest(name, COMMANDS)} .help lists them")
 
     def _models(self) -> None:
         config = self._session.config
@@ -215,6 +228,11 @@ class Shell:
         path = history_file()
         path.parent.mkdir(parents=True, exist_ok=True)
         readline.write_history_file(path)
+
+
+def _is_word(line: str) -> bool:
+    """A command as other shells have it, which is no statement."""
+    return line.rstrip(";").lower() in ("quit", "exit", "help")
 
 
 def history_file() -> Path:

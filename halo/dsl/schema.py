@@ -21,12 +21,15 @@ def json_schema(type_: Any, *, all_required: bool = False) -> dict[str, Any]:
     With `all_required`, members with a default are required too: in an answer every declared
     member is there, so that reading one cannot fail.
 
-    Raises `TypeError` when pydantic cannot describe the type.
+    Raises `TypeError` when pydantic cannot describe the type, or the type's own schema refers to
+    something outside itself.
     """
     try:
         schema = TypeAdapter[Any](type_).json_schema()
     except (PydanticSchemaGenerationError, PydanticUserError) as error:
         raise TypeError(f"{type_!r} has no JSON Schema: {error}") from error
+    except KeyError as error:  # pydantic looks for every reference among its own definitions
+        raise _outside(error.args[0]) from error
     defs = cast("dict[str, Any]", schema.pop("$defs", {}))
     resolver = _Resolver(defs, all_required)
     resolved = resolver.resolve(schema)
@@ -66,6 +69,8 @@ class _Resolver:
                 self.recursive = True
                 return node
             rest = {key: value for key, value in node.items() if key != "$ref"}
+            if reference != f"#/$defs/{name}" or name not in self._defs:
+                raise _outside(reference)
             return self.resolve({**self._defs[name], **rest}, (*inside, name))
         for key, value in node.items():
             if key in _OBJECT_MAPS:
@@ -83,6 +88,10 @@ class _Resolver:
             if self._all_required:
                 node["required"] = list(node["properties"])
         return node
+
+
+def _outside(reference: object) -> TypeError:
+    return TypeError(f"$ref {reference!r} is outside the type's JSON Schema")
 
 
 def parse(type_: Any, value: Json) -> Any:

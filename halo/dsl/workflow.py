@@ -237,9 +237,18 @@ def workflow(
     """
     local_names = sys._getframe(1).f_locals  # pyright: ignore[reportPrivateUsage]
     predicates = (where,) if callable(where) else tuple(where)
-    for what, number in (("limit", limit or 0), ("offset", offset)):
-        if number < 0:
-            raise fault(f"{what} of a workflow is {number}", "It must not be negative")
+    if not all(map(callable, predicates)):
+        raise fault(
+            f"where of a workflow is {where!r}",
+            "It must be a function of columns, or a list of them",
+        )
+    numbers: dict[str, Any] = {"limit": 0 if limit is None else limit, "offset": offset}
+    for what, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise fault(
+                f"{what} of a workflow is {number!r}",
+                "It must be a whole number, and must not be negative",
+            )
 
     def decorate(decorated: Callable[..., Any]) -> Workflow[..., Any]:
         nested = "<locals>" in decorated.__qualname__

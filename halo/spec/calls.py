@@ -30,6 +30,7 @@ from planner.logical import (
     Tool,
     strongest,
 )
+from runtime.json_schema import SchemaError, schema_validator
 from runtime.tools import ToolSpec
 
 ROWS = {"type": "array", "items": {"type": "object"}}
@@ -162,19 +163,23 @@ class Calls:
             if name in step.args:
                 op = self._names.value(step.args[name], place, (*path, name)).op
                 if isinstance(op, Const):
-                    op = self._checked(op, schema, (*path, name))
+                    op = self._checked(op, schema, spec, (*path, name))
                 arguments[name] = op
             elif "default" in schema:
                 arguments[name] = Const.of(schema["default"])
         return arguments
 
-    def _checked(self, op: Const, schema: dict[str, Any], path: Path_) -> Const:
-        import jsonschema_rs
-
+    def _checked(self, op: Const, schema: dict[str, Any], spec: ToolSpec, path: Path_) -> Const:
         value = op.value
         if schema.get("type") == "number" and isinstance(value, int) and value is not True:
             op, value = Const.of(float(value), op.label), float(value)
-        error = next(jsonschema_rs.validator_for(schema).iter_errors(value), None)
+        # References of a parameter's schema lead into the definitions of all parameters.
+        whole = {"$defs": spec.parameters.get("$defs", {}), **schema}
+        try:
+            error = next(schema_validator(whole).iter_errors(value), None)
+        except SchemaError as bad:
+            problem = f"the parameters of tool {spec.name!r} are no JSON Schema: {bad}"
+            raise self._document.error(path, problem) from bad
         if error is not None:
             problem = str(error.message)
             raise self._document.error(path, f"the value does not fit the tool: {problem:.200}")

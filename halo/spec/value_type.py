@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from typing import Any, TypeAlias, cast
 
 from halo.spec.template import refuse
+from runtime.json_schema import SchemaError, schema_validator
 
 Schema: TypeAlias = "dict[str, Any]"
 
@@ -141,26 +142,11 @@ def checked_schema(schema: Schema) -> Schema:
             f"a mapping with `type: {schema.get('type')}` is a JSON Schema, and {unknown[0]!r} is "
             f"no keyword of it{hint}"
         )
-    pending: list[object] = [schema]
-    while pending:
-        each = pending.pop()
-        if isinstance(each, list):
-            pending.extend(cast("list[object]", each))
-        elif isinstance(each, dict):
-            members = cast("dict[str, object]", each)
-            target = members.get("$ref")
-            if isinstance(target, str) and not target.startswith("#"):
-                refuse(f"bad JSON Schema: $ref {target!r} is outside the schema")
-            pending.extend(members.values())
-    import jsonschema_rs
-
     try:
-        jsonschema_rs.validator_for(schema)
-    except (ValueError, jsonschema_rs.ValidationError) as error:
-        place = "/".join(map(str, getattr(error, "instance_path", ())))
-        refuse(
-            f"bad JSON Schema{f' at {place}' if place else ''}: {str(error).splitlines()[0]:.160}"
-        )
+        schema_validator(schema)
+    except SchemaError as error:
+        place = f" at {error.place}" if error.place else ""
+        refuse(f"bad JSON Schema{place}: {error!s:.160}")
     return schema
 
 

@@ -35,15 +35,6 @@ def document(
     counter: str,
 ) -> dict[str, Any]:
     """The report of a tally; docs/pte.md lists its entries."""
-    sums = tally.sums
-    calls = int(sums["turns"])
-    all_known = tally.cached_known_calls == calls
-    shared = tally.shared_prefix_tokens
-    estimated = sum(
-        number
-        for origin, number in tally.origins.items()
-        if origin in ("prompt estimated", "prompt tokenized", "completion estimated")
-    )
     return {
         "schema": SCHEMA,
         "mode": options.mode,
@@ -52,36 +43,9 @@ def document(
         "models": tally.models,
         "prices": [rates_document(rates) for rates in prices],
         "stand_ins": stand_ins,
-        "counts": {
-            "traces": tally.traces,
-            "calls": calls,
-            "tool_calls": int(sums["tool_calls"]),
-            "passed": len(tally.passed_values),
-            "failed": len(tally.failed_values),
-            "calls_with_cached_count": tally.cached_known_calls,
-            "origins": tally.origins,
-            "counted_with": counter if estimated else None,
-        },
-        "totals": {
-            "pte": sums["pte"],
-            "full": sums["pte_full"],
-            "measured": sums["pte"] if all_known or options.mode == "paper" else None,
-            "ideal": sums["pte_ideal"],
-            "ideal_shared_prefixes_once": sums["pte_ideal"] - shared,
-            "shared_prefix_tokens": shared,
-            "saved_by_cache": sums["pte_full"] - sums["pte"] if all_known else None,
-            "lost_by_cache": sums["pte_re_prefill"] if all_known else None,
-            "causes": {name: sums[f"pte_{name}"] for name in CAUSES},
-            "wasted_pte_at_most": sums["wasted_pte"],
-        },
-        "tokens": {
-            "prompt": sums["prompt_tokens"],
-            "completion": sums["completion_tokens"],
-            "cached_where_known": tally.cached_tokens,
-            "prompt_where_cached_known": tally.cached_known_prompt_tokens,
-            "weighted_1_to_1": sums["prompt_tokens"] + sums["completion_tokens"],
-            "weighted_1_to_4": sums["prompt_tokens"] + 4 * sums["completion_tokens"],
-        },
+        "counts": _counts(tally, counter),
+        "totals": _totals(tally, options),
+        "tokens": _tokens(tally),
         "distribution": {
             "all": spread_of(tally.values),
             "passed": spread_of(tally.passed_values),
@@ -89,40 +53,13 @@ def document(
         },
         "points": [list(point) for point in tally.points],
         "histogram": histogram(tally.values.tolist()),
-        "tools": [
-            {
-                "name": name,
-                "calls": int(use["calls"]),
-                "errors": int(use["errors"]),
-                "answer_tokens": use["answer_tokens"],
-                "pte": use["pte"],
-                "pte_per_call": use["pte"] / use["calls"] if use["calls"] else 0.0,
-                "mean_s": use["seconds"] / use["timed"] if use["timed"] else None,
-            }
-            for name, use in sorted(tally.tools.items(), key=lambda item: -item[1]["pte"])
-        ],
-        "patterns": [
-            {
-                "pattern": name,
-                "title": TITLES[name],
-                "traces": int(found["fired"]),
-                "clear": int(found["clear"]),
-                "unknown": int(found["unknown"]),
-                "findings": int(found["findings"]),
-                "pte": found["pte"],
-                "share": found["pte"] / sums["pte"] if sums["pte"] else 0.0,
-                "mean_confidence": (
-                    found["confidence"] / found["findings"] if found["findings"] else None
-                ),
-                "paper_rule_traces": int(found["paper"]) if found["paper_known"] else None,
-            }
-            for name, found in tally.patterns.items()
-        ],
+        "tools": _tools(tally),
+        "patterns": _patterns(tally),
         "what_if": [
             {
                 "scenario": name,
                 "pte": pte,
-                "change": pte / sums["pte"] - 1 if sums["pte"] else 0.0,
+                "change": pte / tally.sums["pte"] - 1 if tally.sums["pte"] else 0.0,
             }
             for name, pte in tally.what_if.items()
         ],
@@ -134,6 +71,89 @@ def document(
         },
         "limits": limits(tally, options, prices, stand_ins),
     }
+
+
+def _counts(tally: Tally, counter: str) -> dict[str, Any]:
+    estimated = sum(
+        number
+        for origin, number in tally.origins.items()
+        if origin in ("prompt estimated", "prompt tokenized", "completion estimated")
+    )
+    return {
+        "traces": tally.traces,
+        "calls": int(tally.sums["turns"]),
+        "tool_calls": int(tally.sums["tool_calls"]),
+        "passed": len(tally.passed_values),
+        "failed": len(tally.failed_values),
+        "calls_with_cached_count": tally.cached_known_calls,
+        "origins": tally.origins,
+        "counted_with": counter if estimated else None,
+    }
+
+
+def _totals(tally: Tally, options: ReportOptions) -> dict[str, Any]:
+    sums, shared = tally.sums, tally.shared_prefix_tokens
+    all_known = tally.cached_known_calls == int(sums["turns"])
+    return {
+        "pte": sums["pte"],
+        "full": sums["pte_full"],
+        "measured": sums["pte"] if all_known or options.mode == "paper" else None,
+        "ideal": sums["pte_ideal"],
+        "ideal_shared_prefixes_once": sums["pte_ideal"] - shared,
+        "shared_prefix_tokens": shared,
+        "saved_by_cache": sums["pte_full"] - sums["pte"] if all_known else None,
+        "lost_by_cache": sums["pte_re_prefill"] if all_known else None,
+        "causes": {name: sums[f"pte_{name}"] for name in CAUSES},
+        "wasted_pte_at_most": sums["wasted_pte"],
+    }
+
+
+def _tokens(tally: Tally) -> dict[str, Any]:
+    prompt, completion = tally.sums["prompt_tokens"], tally.sums["completion_tokens"]
+    return {
+        "prompt": prompt,
+        "completion": completion,
+        "cached_where_known": tally.cached_tokens,
+        "prompt_where_cached_known": tally.cached_known_prompt_tokens,
+        "weighted_1_to_1": prompt + completion,
+        "weighted_1_to_4": prompt + 4 * completion,
+    }
+
+
+def _tools(tally: Tally) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "calls": int(use["calls"]),
+            "errors": int(use["errors"]),
+            "answer_tokens": use["answer_tokens"],
+            "pte": use["pte"],
+            "pte_per_call": use["pte"] / use["calls"] if use["calls"] else 0.0,
+            "mean_s": use["seconds"] / use["timed"] if use["timed"] else None,
+        }
+        for name, use in sorted(tally.tools.items(), key=lambda item: -item[1]["pte"])
+    ]
+
+
+def _patterns(tally: Tally) -> list[dict[str, Any]]:
+    whole = tally.sums["pte"]
+    return [
+        {
+            "pattern": name,
+            "title": TITLES[name],
+            "traces": int(found["fired"]),
+            "clear": int(found["clear"]),
+            "unknown": int(found["unknown"]),
+            "findings": int(found["findings"]),
+            "pte": found["pte"],
+            "share": found["pte"] / whole if whole else 0.0,
+            "mean_confidence": found["confidence"] / found["findings"]
+            if found["findings"]
+            else None,
+            "paper_rule_traces": int(found["paper"]) if found["paper_known"] else None,
+        }
+        for name, found in tally.patterns.items()
+    ]
 
 
 def limits(

@@ -27,17 +27,18 @@ def order_model_predicates(plan: LogicalPlan, context: PlanContext) -> LogicalPl
         return plan
     stats = context.stats(plan)
 
+    # By predicate: inner filters of a chain have changed places before the outer one is looked at.
+    ranks: dict[str, float | None] = {}
+
     def order(original: Op, op: Op) -> Op:
         if not isinstance(op, Filter) or not isinstance(original, Filter):
             return op
+        ranks[op.predicate.fingerprint] = _rank(original, stats)
         chain = _chain(op)
-        known = _chain(original)
-        if len(chain) < 2 or len(known) != len(chain):
+        found_ranks = [ranks[each.predicate.fingerprint] for each in chain]
+        if len(chain) < 2 or any(rank is None for rank in found_ranks):
             return op
-        ranks = [_rank(each, stats) for each in known]
-        if any(rank is None for rank in ranks):
-            return op
-        places = sorted(range(len(chain)), key=lambda i: ranks[i] or 0.0)
+        places = sorted(range(len(chain)), key=lambda i: found_ranks[i] or 0.0)
         if places == list(range(len(chain))):
             return op
         found = chain[0].rows

@@ -91,86 +91,112 @@ def solve(
             the most promising state and `complete` is false.
         over: asked between states, for a time limit.
     """
-    n = len(start)
-    position = {op: i for i, op in enumerate(ops)}
-    needs = [0] * len(ops)
-    for op in ops:
-        for other in before(op):
-            needs[position[op]] |= 1 << position[other]
-    full = (1 << len(ops)) - 1
-    left_of: dict[int, list[int]] = {}
+    search = _Search(ops, before, able, costs, len(start), max_assignments, over)
+    return search.run(tuple(start), slack, max_states)
 
-    def left(mask: int) -> list[int]:
-        found = left_of.get(mask)
-        if found is None:
-            found = left_of[mask] = [op for i, op in enumerate(ops) if not mask >> i & 1]
-        return found
 
-    def key(mask: int, workers: tuple[WorkerState, ...]) -> tuple[int, tuple[object, ...]]:
+class _Search:
+    """The search over states. Operations are bits of a mask: those that have been done."""
+
+    def __init__(
+        self,
+        ops: Sequence[int],
+        before: Callable[[int], set[int]],
+        able: Callable[[int], Sequence[int]],
+        costs: EpochCosts,
+        n_workers: int,
+        max_assignments: int,
+        over: Callable[[], bool],
+    ) -> None:
+        self._ops = ops
+        self._able = able
+        self._costs = costs
+        self._max_assignments = max_assignments
+        self._over = over
+        self._complete = True
+        position = {op: i for i, op in enumerate(ops)}
+        self._needs = [sum(1 << position[other] for other in before(op)) for op in ops]
         # Workers that can run the same operations are interchangeable.
-        classes = [(able_class[w], *_seen(costs, state)) for w, state in enumerate(workers)]
-        return mask, tuple(sorted(classes))
+        self._able_class = [
+            sum(1 << i for i, op in enumerate(ops) if w in set(able(op))) for w in range(n_workers)
+        ]
+        self._left: dict[int, list[int]] = {}
 
-    able_class: list[int] = []
-    for w in range(n):
-        able_class.append(sum(1 << i for i, op in enumerate(ops) if w in set(able(op))))
-    root = _Node(None, (), tuple(start))
-    queue: list[tuple[float, int, int, float, int, _Node]] = []
-    heapq.heappush(queue, (costs.bound_s(left(0), 0), 0, 0, 0.0, 0, root))
-    best: dict[object, float] = {}
-    ticket = 0
-    states = 0
-    complete = True
-    while queue:
-        _, _, epoch, cost, mask, node = heapq.heappop(queue)
-        if mask == full:
-            return EpochPlan(_trace(node), cost, states, complete)
-        here = key(mask, node.workers)
-        if best.get(here, float("inf")) < cost - 1e-12:
-            continue
-        states += 1
-        if complete and (states >= max_states or over()):
-            complete = False
-        if not complete:
-            # Greedy from here on: the state with the most done, then the cheapest.
-            queue.clear()
-            best.clear()
-        most = min(n, len(left(mask)))
+    def run(self, start: tuple[WorkerState, ...], slack: int, max_states: int) -> EpochPlan:
+        costs = self._costs
+        full = (1 << len(self._ops)) - 1
+        root = _Node(None, (), start)
+        queue: list[tuple[float, int, int, float, int, _Node]] = []
+        heapq.heappush(queue, (costs.bound_s(self._pending(0), 0), 0, 0, 0.0, 0, root))
+        best: dict[object, float] = {}
+        ticket = 0
+        states = 0
+        while queue:
+            _, _, epoch, cost, mask, node = heapq.heappop(queue)
+            if mask == full:
+                return EpochPlan(_trace(node), cost, states, self._complete)
+            if best.get(self._key(mask, node.workers), float("inf")) < cost - 1e-12:
+                continue
+            states += 1
+            if self._complete and (states >= max_states or self._over()):
+                self._complete = False
+            if not self._complete:
+                # Greedy from here on: the state with the most done, then the cheapest.
+                queue.clear()
+                best.clear()
+            for seconds, done, after in self._epochs(mask, node, slack):
+                members = [op for op, _ in after.chosen]
+                total = cost + costs.epoch_s(members, seconds, epoch)
+                name = self._key(done, after.workers)
+                if total >= best.get(name, float("inf")) - 1e-12:
+                    continue
+                best[name] = total
+                ticket += 1
+                bound = total + costs.bound_s(self._pending(done), epoch + 1)
+                heapq.heappush(queue, (bound, ticket, epoch + 1, total, done, after))
+        return EpochPlan((), 0.0 if not self._ops else float("inf"), states, self._complete)
+
+    def _epochs(
+        self, mask: int, node: _Node, slack: int
+    ) -> Iterator[tuple[list[float], int, _Node]]:
+        """What may be the next epoch: the seconds of its operations, what is done behind it, and
+        the state. A limit on the way makes the search incomplete."""
+        costs = self._costs
+        most = min(len(node.workers), len(self._pending(mask)))
         assignable = False
         for size in range(most, 0, -1):
             if size < most - slack and assignable:
                 break
-            for group in _closed_sets(mask, needs, size):
-                members = [ops[i] for i in group]
-                for count, workers in enumerate(_assignments(members, node.workers, able, costs)):
+            for group in _closed_sets(mask, self._needs, size):
+                members = [self._ops[i] for i in group]
+                done = mask
+                for i in group:
+                    done |= 1 << i
+                ways = _assignments(members, node.workers, self._able, costs)
+                for count, workers in enumerate(ways):
                     assignable = True
-                    if count >= max_assignments or (count % 32 == 31 and over()):
-                        complete = False
+                    if count >= self._max_assignments or (count % 32 == 31 and self._over()):
+                        self._complete = False
                         break
-                    seconds = [
-                        costs.operation_s(op, node.workers[w])
-                        for op, w in zip(members, workers, strict=True)
-                    ]
-                    after = list(node.workers)
-                    for op, w in zip(members, workers, strict=True):
-                        after[w] = (costs.model(op), op)
-                    done = mask
-                    for i in group:
-                        done |= 1 << i
-                    total = cost + costs.epoch_s(members, seconds, epoch)
-                    state = tuple(after)
-                    name = key(done, state)
-                    if total >= best.get(name, float("inf")) - 1e-12:
-                        continue
-                    best[name] = total
-                    ticket += 1
                     chosen = tuple(zip(members, workers, strict=True))
-                    bound = costs.bound_s(left(done), epoch + 1)
-                    heapq.heappush(
-                        queue,
-                        (total + bound, ticket, epoch + 1, total, done, _Node(node, chosen, state)),
-                    )
-    return EpochPlan((), 0.0 if not ops else float("inf"), states, complete)
+                    after = list(node.workers)
+                    for op, w in chosen:
+                        after[w] = (costs.model(op), op)
+                    seconds = [costs.operation_s(op, node.workers[w]) for op, w in chosen]
+                    yield seconds, done, _Node(node, chosen, tuple(after))
+
+    def _pending(self, mask: int) -> list[int]:
+        found = self._left.get(mask)
+        if found is None:
+            found = [op for i, op in enumerate(self._ops) if not mask >> i & 1]
+            self._left[mask] = found
+        return found
+
+    def _key(self, mask: int, workers: tuple[WorkerState, ...]) -> tuple[int, tuple[object, ...]]:
+        classes = [
+            (self._able_class[w], *_seen(self._costs, state)) for w, state in enumerate(workers)
+        ]
+        return mask, tuple(sorted(classes))
 
 
 def _seen(costs: EpochCosts, state: WorkerState) -> tuple[object, ...]:

@@ -35,7 +35,6 @@ class PublishedCosts:
         self._parents = {
             op: set(problem.workload.operations[op].inputs) for op in problem.model_ops
         }
-        self._depth = problem.model_depth
         self._ancestors = model_ancestors(problem)
         self._n = len(problem.machine.workers)
 

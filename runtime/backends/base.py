@@ -75,6 +75,24 @@ class Request:
     tools: tuple[ToolSchema, ...] = ()
     priority: int = 0
 
+    def keyed(self, key: str, seed: int | None, priority: int) -> Request:
+        """This request as it is made. Written out, since every call needs it and
+        `dataclasses.replace` takes several times as long."""
+        return Request(
+            key,
+            self.model,
+            self.messages,
+            self.max_tokens,
+            self.temperature,
+            self.top_p,
+            seed,
+            self.stop,
+            self.schema_json,
+            self.options,
+            self.tools,
+            priority,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:

@@ -61,7 +61,7 @@ class HttpClient:
 
     async def post_text(self, route: str, payload: Any, *, timeout_s: float | None = None) -> str:
         """The body of a POST as text, for routes that answer in words."""
-        with self._faults(route):
+        with self._faults(route, timeout_s):
             async with self._request("POST", route, payload, timeout_s) as response:
                 return await self._body(response, route)
         raise AssertionError  # `_faults` never swallows
@@ -92,7 +92,7 @@ class HttpClient:
             await session.close()
 
     async def _call(self, method: str, route: str, payload: Any, timeout_s: float | None) -> Any:
-        with self._faults(route):
+        with self._faults(route, timeout_s):
             async with self._request(method, route, payload, timeout_s) as response:
                 body = await self._body(response, route)
             if not body.strip():
@@ -160,7 +160,7 @@ class HttpClient:
         return cast("dict[str, Any]", document)
 
     @contextmanager
-    def _faults(self, route: str) -> Generator[None, None, None]:
+    def _faults(self, route: str, timeout_s: float | None = None) -> Generator[None, None, None]:
         url = self.url + route
         try:
             with self._clock.outside():
@@ -173,7 +173,7 @@ class HttpClient:
             ) from error
         except TimeoutError as error:
             raise EngineUnreachableError(
-                f"{url} did not answer within {self.timeout_s:g} s",
+                f"{url} did not answer within {timeout_s or self.timeout_s:g} s",
                 backend=self._backend,
                 retryable=True,
             ) from error

@@ -21,6 +21,7 @@ from runtime.backends.schemas import (
     string_of,
 )
 from runtime.errors import BackendError
+from runtime.json_schema import schema_validator
 
 _UNSUPPORTED = frozenset(
     (
@@ -39,12 +40,10 @@ class InstanceMaker:
 
     def __init__(self, schema_json: str) -> None:
         """Raises `BackendError` when the text is no JSON Schema."""
-        import jsonschema_rs
-
         try:
             self._root: Any = json.loads(schema_json)
-            self._validator = jsonschema_rs.validator_for(self._root)
-        except (ValueError, jsonschema_rs.ValidationError) as error:
+            self._validator = schema_validator(self._root)
+        except ValueError as error:
             raise BackendError(
                 f"not a JSON Schema: {error} (in {schema_json[:200]})", backend="simulated"
             ) from error

@@ -20,8 +20,8 @@ from runtime.backends.json_grammar import json_grammar
 from runtime.backends.openvino_precision import faster_precision
 from runtime.backends.openvino_protocol import Event
 from runtime.backends.openvino_settings import BLOCK_TOKENS, EngineSettings
+from runtime.chat.template import PLAIN_TEMPLATE, ChatTemplate
 from runtime.errors import BackendError, ContextOverflowError
-from runtime.models.chat_template import PLAIN_TEMPLATE, ChatTemplate
 from runtime.models.gguf_file import GgufHeader, read_gguf
 from runtime.models.tool_calls import split_tool_calls
 
@@ -56,7 +56,6 @@ class Vocabulary:
         special = header.special_tokens
         kinds = header.token_types
         self._control = frozenset(i for i, kind in enumerate(kinds) if kind == 3)
-        self._special_ids = frozenset(special.values())
         named = ("eos_token_id", "eot_token_id", "eom_token_id")
         ids = [header.metadata.get(f"tokenizer.ggml.{name}") for name in named]
         ids += [special.get(text) for text in END_TEXTS]

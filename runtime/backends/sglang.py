@@ -16,7 +16,6 @@ from typing import Any, cast
 
 from costmodel.tokens import BYTES_PER_TOKEN
 from runtime.backends.base import Backend, Capabilities, Completion, Request, ToolCall
-from runtime.backends.chat_format import ChatFormat
 from runtime.backends.http_client import HttpClient
 from runtime.backends.sglang_info import NAME, ServerInfo, probe
 from runtime.backends.sglang_wire import (
@@ -27,6 +26,7 @@ from runtime.backends.sglang_wire import (
     read_load,
 )
 from runtime.backends.tool_call_text import read_tool_calls
+from runtime.chat.format import ChatFormat
 from runtime.clock import Clock
 from runtime.errors import BackendError, EngineUnreachableError, TruncatedAnswerError
 from runtime.fleet.admission import Admission, Load
@@ -118,7 +118,7 @@ class SglangBackend(Backend):
         self._stall_s = stall_s
         self._limit_changed: list[Callable[[], None]] = []
         self._calls: set[asyncio.Task[Any]] = set()
-        self._stalled = False
+        self._given_up: set[asyncio.Task[Any]] = set()
         self._watcher: asyncio.Task[None] | None = None
         self._aborts: set[asyncio.Task[None]] = set()
 
@@ -201,7 +201,7 @@ class SglangBackend(Backend):
                 return await self._whole(payload), None
             return await self._streamed(payload, on_prefilled)
         except asyncio.CancelledError:
-            if self._stalled and not task.cancelling() - 1:
+            if task in self._given_up and not task.cancelling() - 1:
                 task.uncancel()
                 raise EngineUnreachableError(
                     f"{self.info.url} has not reacted for {self._stall_s:g} s; its calls are given "
@@ -216,6 +216,7 @@ class SglangBackend(Backend):
             raise
         finally:
             self._calls.discard(task)
+            self._given_up.discard(task)
 
     async def _whole(self, payload: dict[str, Any]) -> Answer:
         document = await self._http.post("/generate", payload)
@@ -272,7 +273,6 @@ class SglangBackend(Backend):
 
     def _watch(self) -> None:
         if self._watcher is None or self._watcher.done():
-            self._stalled = False
             self._watcher = asyncio.ensure_future(self._follow_load())
 
     async def _follow_load(self) -> None:
@@ -286,7 +286,7 @@ class SglangBackend(Backend):
                 load = await self.read_load()
             except EngineUnreachableError as error:
                 _log.warning("no load from %s: %s", self.info.url, error)
-                self._stalled = True
+                self._given_up |= self._calls
                 for call in self._calls:
                     call.cancel()
                 return

@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from runtime.backends.base import Backend, Capabilities
-from runtime.backends.chat_format import ChatFormat, find_tokenizer
 from runtime.backends.sglang import SglangBackend, capabilities_of
 from runtime.backends.sglang_info import NAME, ServerInfo, choose_servers, probe
 from runtime.backends.sglang_wire import WireOptions
+from runtime.chat.format import ChatFormat
+from runtime.chat.tokenizer_files import find_tokenizer
 from runtime.clock import Clock
 from runtime.errors import BackendError
 from runtime.fleet.replicas import FleetBackend, together

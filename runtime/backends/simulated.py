@@ -119,8 +119,10 @@ class SimulatedBackend(Backend):
             if error is not None:
                 await self._clock.sleep_s(0)
                 raise error
-            cached_tokens = await self._prefill(prompt, input_tokens)
-            first_token_s = self._clock.now_s()
+            cached_tokens, left_s = await self._prefill(
+                prompt, input_tokens, wait=on_prefilled is not None
+            )
+            first_token_s = self._clock.now_s() + left_s
             if on_prefilled is not None:
                 on_prefilled()
             text, finish, calls = self._answer(request, prompt)
@@ -128,7 +130,7 @@ class SimulatedBackend(Backend):
                 1, estimate_tokens(text) + sum(estimate_tokens(c.arguments_json) for c in calls)
             )
             if self._latency:
-                await self._clock.sleep_s(self._decode_s_per_step * output_tokens)
+                await self._clock.sleep_s(left_s + self._decode_s_per_step * output_tokens)
             return Completion(
                 text,
                 finish,
@@ -149,11 +151,15 @@ class SimulatedBackend(Backend):
                 backend=NAME,
             )
 
-    async def _prefill(self, prompt: bytes, input_tokens: int) -> int | None:
-        """Prefill; returns the tokens that the cache had (None when there is no cache)."""
+    async def _prefill(
+        self, prompt: bytes, input_tokens: int, *, wait: bool
+    ) -> tuple[int | None, float]:
+        """Prefill; returns the tokens that the cache had (None when there is no cache), and the
+        seconds until it is done. Unless somebody has to know the moment, its time and that of the
+        answer are one wait: simulations have little else to do."""
         capabilities = self._capabilities
         chain: list[int] = []
-        hits = 0
+        hits, left_s = 0, 0.0
         if capabilities.prefix_cache:
             chain = block_chain(prompt, capabilities.prefix_block_tokens * BYTES_PER_TOKEN)
             if capabilities.prime_prefix:
@@ -171,10 +177,13 @@ class SimulatedBackend(Backend):
             now_s = self._clock.now_s()
             work_s = (input_tokens - cached) * self._prefill_s_per_token
             self._prefill_free_s = max(now_s, self._prefill_free_s) + work_s
-            await self._clock.sleep_s(self._prefill_free_s - now_s)
+            left_s = self._prefill_free_s - now_s
+            if wait or capabilities.prime_prefix:
+                await self._clock.sleep_s(left_s)
+                left_s = 0.0
         if capabilities.prime_prefix:
             self._cache.insert(chain)
-        return cached if capabilities.prefix_cache else None
+        return cached if capabilities.prefix_cache else None, left_s
 
     def _answer(
         self, request: Request, prompt: bytes

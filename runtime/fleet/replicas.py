@@ -12,7 +12,6 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from runtime.backends.base import Backend, Capabilities, Completion, Request
 from runtime.clock import Clock
@@ -27,12 +26,6 @@ RECOVERY_S = 300.0
 """
 
 _log = logging.getLogger("halo.fleet")
-
-
-class HealthChecked(Protocol):
-    """A backend that can be asked whether it is there."""
-
-    async def health(self) -> bool: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -107,7 +100,7 @@ class FleetBackend(Backend):
             raise
         finally:
             replica.calls -= 1
-        replica.breaker.succeeded()
+        self._note_success(replica)
         replica.answered += 1
         return completion
 
@@ -128,8 +121,7 @@ class FleetBackend(Backend):
     # --- choosing --------------------------------------------------------------------------------
 
     async def _choose(self, request: Request) -> Replica:
-        if not any(r.breaker.closed for r in self.replicas):
-            await self._wait_for_recovery()
+        await self._wait_for_recovery()
         if len(self.replicas) == 1:
             return self.replicas[0]
         chosen = self._router.choose(
@@ -140,25 +132,30 @@ class FleetBackend(Backend):
         return self.replicas[chosen]
 
     async def _wait_for_recovery(self) -> None:
-        if any(r.breaker.refuses_all for r in self.replicas):
-            raise BackendError(
-                f"every call is refused, and this one was not sent: {self._reasons()}",
-                backend=self.name,
-            )
-        self._recovered.clear()
-        self._look_after()
-        deadline = asyncio.ensure_future(self._clock.sleep_s(self._recovery_s))
-        recovered = asyncio.ensure_future(self._recovered.wait())
-        try:
-            await asyncio.wait((deadline, recovered), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            deadline.cancel()
-            recovered.cancel()
-        if not any(r.breaker.closed for r in self.replicas):
-            raise EngineUnreachableError(
-                f"no server has answered for {self._recovery_s:g} s: {self._reasons()}",
-                backend=self.name,
-            )
+        """Until a replica may be asked; at once if one may."""
+        until_s = self._clock.now_s() + self._recovery_s
+        # Again and again: a server that is back may be gone before those who wait have noticed.
+        while not any(r.breaker.closed for r in self.replicas):
+            if any(r.breaker.refuses_all for r in self.replicas):
+                raise BackendError(
+                    f"every call is refused, and this one was not sent: {self._reasons()}",
+                    backend=self.name,
+                )
+            left_s = until_s - self._clock.now_s()
+            if left_s <= 0:
+                raise EngineUnreachableError(
+                    f"no server has answered for {self._recovery_s:g} s: {self._reasons()}",
+                    backend=self.name,
+                )
+            self._recovered.clear()
+            self._look_after()
+            deadline = asyncio.ensure_future(self._clock.sleep_s(left_s))
+            recovered = asyncio.ensure_future(self._recovered.wait())
+            try:
+                await asyncio.wait((deadline, recovered), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                deadline.cancel()
+                recovered.cancel()
 
     def _reasons(self) -> str:
         return "; ".join(r.breaker.reason for r in self.replicas if r.breaker.reason)
@@ -173,6 +170,15 @@ class FleetBackend(Backend):
             self._look_after()
             self._limit_changed()
 
+    def _note_success(self, replica: Replica) -> None:
+        """A call or a check was answered: whoever waits for a server may go."""
+        was_closed = replica.breaker.closed
+        replica.breaker.succeeded()
+        if not was_closed:
+            _log.warning("replica is back")
+            self._recovered.set()
+            self._limit_changed()
+
     def _look_after(self) -> None:
         if self._checker is None or self._checker.done():
             self._checker = asyncio.ensure_future(self._check())
@@ -185,13 +191,10 @@ class FleetBackend(Backend):
             answers = await asyncio.gather(*(r.health() for r in due))
             for replica, answered in zip(due, answers, strict=True):
                 if answered:
-                    _log.warning("replica is back")
                     # What it had cached is gone if it restarted; if not, little is lost.
                     index = self.replicas.index(replica)
                     self._router.forget(index, replica.backend.capabilities.cache_tokens)
-                    replica.breaker.succeeded()
-                    self._recovered.set()
-                    self._limit_changed()
+                    self._note_success(replica)
                 else:
                     replica.breaker.check_failed(self._clock.now_s())
             await self._clock.sleep_s(CHECK_S)

@@ -79,8 +79,3 @@ SMOLLM2 = CatalogueModel(
 )
 
 CATALOGUE: tuple[CatalogueModel, ...] = (QWEN, SMOLLM2)
-
-
-def catalogue_model(name: str) -> CatalogueModel | None:
-    """The catalogue's entry of `name`."""
-    return next((model for model in CATALOGUE if model.name == name), None)

@@ -23,10 +23,11 @@ from costmodel.batching import (
     packed_chunks,
     separate_s,
 )
+from costmodel.cost import total
 from costmodel.errors import ProfileError
 from costmodel.hardware import load_hardware
 from costmodel.models import load_model
-from costmodel.step import StepModel, total
+from costmodel.step import StepModel
 
 calls = st.lists(
     st.builds(

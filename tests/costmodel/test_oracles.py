@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import yaml
 from oracle_gaps import DEVIATIONS, NOT_COMPUTED
-from oracle_values import COMPUTED, Bound
+from oracle_records import Bound
+from oracle_values import COMPUTED
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "oracles.yaml"
 DOCS = Path(__file__).parents[2] / "docs" / "cost-model.md"

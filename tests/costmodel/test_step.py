@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from costmodel.attention import DENSE, AttentionProfile
+from costmodel.cost import Cost, total
 from costmodel.errors import ProfileError
 from costmodel.hardware import HardwareProfile, load_hardware
 from costmodel.links import load_link
 from costmodel.models import ModelProfile, load_model
-from costmodel.step import Cost, PrefillChunk, StepLoad, StepModel, step_cost, total
+from costmodel.step import PrefillChunk, StepLoad, StepModel, step_cost
 from costmodel.step_timer import ModelTimer
 from costmodel.techniques.fastkv import fastkv
 from costmodel.techniques.segment_pruning import adaptinfer_schedule, segment_pruning

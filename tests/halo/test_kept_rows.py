@@ -165,6 +165,9 @@ def publish(text: str) -> bool:
         (lambda: halo.workflow(where=lambda text: publish(text)), "writes"),
         (lambda: halo.workflow(where=lambda stars: stars < 1 and stars > 0), "the truth was asked"),
         (lambda: halo.workflow(limit=-1), "must not be negative"),
+        (lambda: halo.workflow(limit=2.5), "limit of a workflow is 2.5"),  # type: ignore[call-overload]
+        (lambda: halo.workflow(offset=True), "offset of a workflow is True"),
+        (lambda: halo.workflow(where="stars > 2"), "where of a workflow is 'stars > 2'"),  # type: ignore[arg-type]
     ],
 )
 def test_what_cannot_be_a_condition_is_refused(make: Any, words: str) -> None:

@@ -65,7 +65,7 @@ def test_a_worker_that_does_not_start_is_given_up_in_words(
             raise BackendError("connection refused", backend=engine)
         return await real(engine, model, *rest)
 
-    monkeypatch.setattr("halo.session.create_backend", create_backend)
+    monkeypatch.setattr("halo.engines.create_backend", create_backend)
     said: list[str] = []
     with halo.Session(engine="simulated", workers=("simulated",) * 3) as session:
         result = session.run(debate, ROWS, announce=said.append)
@@ -78,7 +78,7 @@ def test_when_no_worker_starts_the_reason_is_told(monkeypatch: pytest.MonkeyPatc
     async def create_backend(engine: str, *rest: Any) -> Any:
         raise BackendError("connection refused", backend=engine)
 
-    monkeypatch.setattr("halo.session.create_backend", create_backend)
+    monkeypatch.setattr("halo.engines.create_backend", create_backend)
     with (
         halo.Session(engine="simulated", workers=("simulated",) * 2) as session,
         pytest.raises((PlanError, BackendError), match="connection refused"),

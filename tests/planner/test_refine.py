@@ -50,6 +50,16 @@ def test_more_calls_than_expected_are_believed() -> None:
     assert refined(stats(a=ASSUMED), metrics, share_done=1.0).ops["a"].calls >= 500
 
 
+@pytest.mark.parametrize(("made", "calls"), [(100, 100), (30, 100), (160, 160)])
+def test_calls_of_rows_under_way_contradict_an_assumption_only_where_they_must(
+    made: int, calls: int
+) -> None:
+    # Two rows of a hundred have ended, all have started: 100 calls may be all there are.
+    metrics = {"a": seen(made=made, input_tokens=made, output_tokens=made)}
+    after = refined(stats(a=ASSUMED), metrics, share_done=0.02, share_started=1.0).ops["a"]
+    assert after.calls == pytest.approx(calls, rel=0.02)
+
+
 @pytest.mark.parametrize("share", [0.0, -1.0, 1.5])
 def test_no_rows_teach_nothing(share: float) -> None:
     before = stats(a=ASSUMED)

@@ -109,6 +109,16 @@ def test_words_around_a_query_do_not_matter_and_names_do() -> None:
         "SELECT count(*) AS n FROM items WHERE id = $id ORDER BY n",
         "SELECT count(*) AS n FROM items WHERE id = $id LIMIT 1",
         "SELECT 1 UNION SELECT $id",
+        # Columns that DuckDB names by the text.
+        "SELECT CAST(price AS VARCHAR) FROM items WHERE id = $id",
+        "SELECT name, $id FROM items WHERE id = $id",
+        # Several rows of one.
+        "SELECT unnest([kind, price]) AS n FROM items WHERE id = $id LIMIT 2",
+        "SELECT generate_subscripts([kind, price], 1) AS n FROM items WHERE id = $id",
+        # Not what sqlglot writes for it.
+        "SELECT log2(price) AS bits FROM items WHERE id = $id",
+        "SELECT name FROM items WHERE jaro_winkler_similarity(name, $id, 0.7) > 0.9",
+        "SELECT list_transform([kind], k -> k + 1) AS k FROM items WHERE id = $id",
     ],
 )
 def test_look_ups_that_are_asked_alone(text: str) -> None:
@@ -123,6 +133,8 @@ def test_look_ups_that_are_asked_alone(text: str) -> None:
         "SELECT name AS n, $most AS m FROM items WHERE id >= $id",
         "SELECT count(*) AS n, max(price) AS most FROM items WHERE id = $id AND price < $most",
         "SELECT name FROM items WHERE id = $id OR id > $most ORDER BY price DESC, name LIMIT 2",
+        "SELECT price + $id AS sum FROM items WHERE id > $id ORDER BY sum DESC",
+        "SELECT count(*), MAX(items.price), min(name) FROM items WHERE id = $id",
     ],
 )
 def test_a_batch_gives_each_look_up_what_it_would_get_alone(text: str, tmp_path: Path) -> None:
@@ -142,15 +154,26 @@ def test_a_batch_gives_each_look_up_what_it_would_get_alone(text: str, tmp_path:
             connection.execute(text, dict(zip(names, each, strict=False))).fetchall()
             for each in asked
         ]
+        names_alone = [column[0] for column in connection.description or ()]
         lists: dict[str, object] = {INDICES: list(range(len(asked)))}
         for i, name in enumerate(names):
             lists[name] = [each[i] for each in asked]
         found = connection.execute(batch, lists)
         columns = [column[0] for column in found.description or ()]
         rows = found.fetchall()
-    assert (columns[0], columns[-1]) == (INDEX, ORDER)
+    assert columns == [INDEX, *names_alone, ORDER]
     routed = [[row[1:-1] for row in rows if row[0] == i] for i in range(len(asked))]
     assert routed == alone
+
+
+def test_a_column_that_is_not_there_is_no_parameter_of_its_name() -> None:
+    import duckdb
+
+    batch = batched_text("SELECT name FROM items WHERE kid = $kid", ("kid",))
+    assert batch is not None
+    with database() as connection, pytest.raises(duckdb.BinderException, match="kid"):
+        connection.execute("CREATE OR REPLACE TABLE items (id INT, name VARCHAR)")
+        connection.execute(batch, {INDICES: [0, 1], "kid": [1, 2]})
 
 
 ITEMS = st.lists(

@@ -86,6 +86,7 @@ class ScriptedEngine(Backend):
         self._capabilities = capabilities
         self._answer = answer
         self.sent: list[tuple[float, str]] = []
+        self.told = 0
         self.busy = 0
         self.most_busy = 0
         self.cancelled = 0
@@ -108,6 +109,7 @@ class ScriptedEngine(Backend):
             if error is not None:
                 raise error
             if on_prefilled is not None:
+                self.told += 1
                 on_prefilled()
             await asyncio.sleep(0.5)
         except asyncio.CancelledError:
@@ -465,6 +467,8 @@ def test_nothing_is_held_when_priming_is_off(capabilities: Capabilities, prime: 
         )
         assert [at_s for at_s, _ in engine.sent] == [0.0] * 5
         assert calls.priming_stats["w"].held == 0
+        # To tell when a prompt is prefilled costs a streamed answer, and nobody waits for it.
+        assert engine.told == 0
 
     run(main)
 

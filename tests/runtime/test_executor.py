@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 import re
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
+from executor_setup import Engine, Q, Records, Setup, Tools, gen, pure, rows, run, write
 
-from costmodel.usage import OpMetrics, Usage
 from planner.errors import InvariantError
 from planner.logical import (
     Body,
     Column,
     Compare,
     Const,
-    Effect,
     Field,
     Format,
-    Generate,
     Json,
-    LogicalPlan,
     Map,
-    ModelOp,
     Op,
     Ordered,
     Param,
@@ -36,214 +29,13 @@ from planner.logical import (
     Ref,
     Result,
     Scan,
-    Sql,
-    Tool,
-    ToolRef,
     When,
 )
-from planner.physical import PhysicalPlan, Worker
-from runtime.backends.base import Backend, Capabilities, Completion, Request
-from runtime.backends.simulated import SimulatedBackend
-from runtime.clock import LoopClock, new_event_loop
-from runtime.dispatch import Dispatcher
-from runtime.errors import BackendError, ToolError
-from runtime.executor import Executor
-from runtime.journal import Journal
+from runtime.backends.base import Completion, Request
 from runtime.records import CallRecord, CallSite, Outcome, row_keys
-from runtime.sharing import CallTable
-from runtime.sql_tool import Databases
-from runtime.tool_runner import ToolRunner
-from runtime.tools import ToolSpec
-
-T = TypeVar("T")
-SCAN = Scan((), "rows", ("q",))
-Q = Column((SCAN,), "q")
-
-
-def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    with asyncio.Runner(loop_factory=lambda: new_event_loop(True)) as runner:
-        return runner.run(main())
-
-
-def gen(text: str, *inputs: Op, **options: Any) -> Generate:
-    segments = (text, *(Ref(i) for i in range(len(inputs))))
-    return Generate(tuple(inputs), "m", Prompt(segments), label=text, **options)
-
-
-def write(name: str, *inputs: Op, after: tuple[Op, ...] = (), call_id: str = "w") -> Tool:
-    params = tuple(f"p{i}" for i in range(len(inputs)))
-    return Tool(tuple(inputs), ToolRef(name), params, call_id, label=name, after=after)
-
-
-def pure(name: str, *inputs: Op) -> Tool:
-    params = tuple(f"p{i}" for i in range(len(inputs)))
-    return Tool(tuple(inputs), ToolRef(name, "", Effect.PURE), params, label=name)
-
 
 ONE_CALL = Body(1, gen("", Param((), 0)))
 TWO_CALLS = Body(1, gen("then ", gen("", Param((), 0))))
-
-
-def rows(n: int) -> list[dict[str, Json]]:
-    return [{"q": f"q{i}"} for i in range(n)]
-
-
-class Records:
-    """A store that lives as long as the test."""
-
-    def __init__(self) -> None:
-        self.calls: dict[str, CallRecord] = {}
-        self.outcomes: dict[tuple[str, str], Outcome] = {}
-
-    def recorded_call(self, key: str) -> CallRecord | None:
-        return self.calls.get(key)
-
-    def record_call(self, record: CallRecord) -> asyncio.Future[None]:
-        self.calls[record.key] = record
-        return self.durable()
-
-    def record_outcome(self, outcome: Outcome) -> asyncio.Future[None]:
-        assert (outcome.query, outcome.row_key) not in self.outcomes
-        self.outcomes[outcome.query, outcome.row_key] = outcome
-        return self.durable()
-
-    def recorded_outcomes(self) -> Iterable[tuple[str, str]]:
-        return list(self.outcomes)
-
-    def record_metrics(self, metrics: Mapping[str, OpMetrics]) -> None: ...
-
-    def durable(self) -> asyncio.Future[None]:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        future.set_result(None)
-        return future
-
-
-class Engine(Backend):
-    """Answers with its prompt in capitals after `latency_s` of it."""
-
-    name = "test"
-
-    def __init__(self, latency_s: Callable[[str], float], slots: int) -> None:
-        self._latency_s = latency_s
-        self._slots = slots
-        self.asked: list[str] = []
-        self.started_s: dict[str, float] = {}
-        self.busy = self.most_busy = 0
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return Capabilities(self._slots)
-
-    async def generate(
-        self, request: Request, on_prefilled: Callable[[], None] | None = None
-    ) -> Completion:
-        text = request.messages[-1].content
-        self.asked.append(text)
-        self.started_s[text] = asyncio.get_running_loop().time()
-        self.busy += 1
-        self.most_busy = max(self.most_busy, self.busy)
-        try:
-            await asyncio.sleep(self._latency_s(text))
-        finally:
-            self.busy -= 1
-        if "FAIL" in text:
-            raise BackendError(f"cannot answer {text}", backend="test")
-        return Completion(text.upper(), "stop", Usage(1, 1))
-
-
-class Tools:
-    """Notes each call when it begins, takes its time, and answers with the arguments."""
-
-    def __init__(self, latency_s: Callable[[], float]) -> None:
-        self._latency_s = latency_s
-        self.begun: list[tuple[str, int, list[Json]]] = []
-        self.sites: list[CallSite] = []
-        self.writing = 0
-
-    async def call(
-        self, name: str, arguments: Mapping[str, Json], site: CallSite, listener: object = None
-    ) -> CallRecord:
-        values = list(arguments.values())
-        self.begun.append((name, site.row_index, values))
-        self.sites.append(site)
-        if site.effect is Effect.WRITE:
-            self.writing += 1
-        await asyncio.sleep(self._latency_s())
-        if site.effect is Effect.WRITE:
-            self.writing -= 1
-        if "bad" in values:
-            raise ToolError(f"{name} cannot", tool=name)
-        value: Json = {"nan": float("nan")} if "nan" in values else values
-        return CallRecord("", "tool", name, site.op, site.query, site.row_key, value)
-
-    async def query(
-        self,
-        op: Sql,
-        text: str,
-        params: Mapping[str, Json],
-        site: CallSite,
-        listener: object = None,
-    ) -> CallRecord:
-        raise NotImplementedError
-
-    def stop(self) -> None: ...
-
-
-@dataclass
-class Setup:
-    """An executor over a plan, and what it was wired with. Make it inside a loop."""
-
-    queries: Mapping[str, Op]
-    store: Any = field(default_factory=Records)
-    latency_s: Callable[[str], float] = lambda _: 1.0
-    tool_latency_s: Callable[[], float] = lambda: 0.1
-    slots: int = 64
-    window: int = 64
-    row_order: tuple[int, ...] | None = None
-    engine: Backend | None = None
-
-    def __post_init__(self) -> None:
-        clock = LoopClock()
-        self.metrics: dict[str, OpMetrics] = {}
-        outputs = [(name, _result(root)) for name, root in self.queries.items()]
-        self.plan = LogicalPlan(tuple(outputs))
-        self.ours = Engine(self.latency_s, self.slots)
-        table = CallTable(self.store, self.metrics)
-        dispatcher = self.dispatcher = Dispatcher(
-            {"w": self.engine or self.ours}, table, self.store, clock, max_attempts=1
-        )
-        self.tools = Tools(self.tool_latency_s)
-        everything = list(self.plan.walk_all())
-        physical = self.physical = PhysicalPlan(
-            self.plan,
-            {op.fingerprint: "w" for op in everything if isinstance(op, ModelOp)},
-            (Worker("w", "test", "m", self.slots),),
-            {op.fingerprint: i for i, op in enumerate(everything)},
-            {} if self.row_order is None else {"rows": self.row_order},
-            self.window,
-        )
-        self.executor = Executor(
-            physical,
-            dispatcher=dispatcher,
-            tools=self.tools,
-            tool_schemas={},
-            store=self.store,
-            clock=clock,
-            metrics=self.metrics,
-        )
-
-    async def run(self, data: Sequence[Mapping[str, Json]]) -> dict[str, list[Outcome]]:
-        return await self.executor.run({"rows": data})
-
-    async def values(self, data: Sequence[Mapping[str, Json]]) -> list[Json]:
-        """Values of the only query; fails the test on an error."""
-        (outcomes,) = (await self.run(data)).values()
-        assert [o.error for o in outcomes] == [None] * len(outcomes)
-        return [o.value for o in outcomes]
-
-
-def _result(root: Op) -> Result:
-    return root if isinstance(root, Result) else Result((root, SCAN))
 
 
 # --- order ---------------------------------------------------------------------------------------
@@ -723,82 +515,3 @@ def test_an_executor_runs_once() -> None:
             await setup.run(rows(1))
 
     run(main)
-
-
-def test_thousands_of_rows_on_the_simulated_engine() -> None:
-    first = gen("first ", Q, max_tokens=16)
-    root = Project((gen("second ", first, max_tokens=16), Format((first,), Prompt((Ref(0),)))))
-    root = Project(root.inputs, ("second", "first"))
-
-    async def main() -> tuple[list[Json], int]:
-        engine = SimulatedBackend("m", LoopClock())
-        setup = Setup({"main": root}, engine=engine, slots=16)
-        return await setup.values(rows(2000)), engine.requests_seen
-
-    values, requests = run(main)
-    assert len({str(value) for value in values}) == 2000
-    assert requests == 4000
-
-
-def test_writes_of_python_tools_keep_the_order_of_the_rows() -> None:
-    written: list[str] = []
-
-    def shout(text: str) -> str:
-        return text.upper()
-
-    def publish(text: str) -> int:
-        written.append(text)
-        return len(written)
-
-    text: dict[str, Any] = {"type": "object", "properties": {"text": {"type": "string"}}}
-    specs = {
-        "shout": ToolSpec("shout", shout, parameters=text, effect=Effect.PURE),
-        "publish": ToolSpec("publish", publish, parameters=text),
-    }
-    loud = Tool((gen("", Q),), specs["shout"].ref, ("text",))
-    root = Tool((loud,), specs["publish"].ref, ("text",), "main/publish")
-    rng = random.Random(3)
-
-    async def main() -> list[Json]:
-        setup = Setup({"main": root}, latency_s=lambda _: rng.uniform(1, 9))
-        clock = LoopClock()
-        table = CallTable(setup.store, setup.metrics)
-        runner = ToolRunner(specs, Databases(None), table, setup.store, clock)
-        executor = Executor(
-            setup.physical,
-            dispatcher=setup.dispatcher,
-            tools=runner,
-            tool_schemas={},
-            store=setup.store,
-            clock=clock,
-            metrics=setup.metrics,
-        )
-        outcomes = (await executor.run({"rows": rows(8)}))["main"]
-        await runner.close()
-        assert all(o.error is None for o in outcomes), outcomes
-        return [o.value for o in outcomes]
-
-    assert run(main) == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert written == [f"Q{i}" for i in range(8)]
-
-
-def test_a_run_that_was_stopped_goes_on_from_its_journal(tmp_path: Path) -> None:
-    root = gen("second ", gen("first ", Q, temperature=1.0, call_id="main/1"))
-    asked: list[str] = []
-
-    async def part(stop_after_s: float | None) -> list[Outcome]:
-        journal = Journal(tmp_path / "events.sqlite")
-        setup = Setup({"main": root}, store=journal, window=4, slots=2)
-        if stop_after_s is not None:
-            asyncio.get_running_loop().call_later(stop_after_s, setup.executor.stop)
-        outcomes = (await setup.run(rows(20)))["main"]
-        asked.extend(setup.ours.asked)
-        journal.close("finished")
-        return outcomes
-
-    parts = [run(lambda: part(5.5)), run(lambda: part(4.5)), run(lambda: part(None))]
-    assert all(parts), "each part ends some rows"
-    outcomes = sorted(itertools.chain(*parts), key=lambda outcome: outcome.row_index)
-    assert [o.value for o in outcomes] == [f"SECOND FIRST Q{i}" for i in range(20)]
-    assert len(asked) == len(set(asked)) == 40, "no call is made twice"
-    assert run(lambda: part(None)) == []

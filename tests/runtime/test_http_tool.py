@@ -252,3 +252,62 @@ def test_arguments_stay_in_their_place() -> None:
     with pytest.raises(ToolError, match="needs the argument 'p'"):
         fill(tool("http://a/x/{p}"), {})
     assert fill(tool("http://a/x/{p}"), {"p": "../y"}) == ("http://a/x/..%2Fy", {})
+
+
+def test_as_many_calls_run_at_once_as_a_tool_may_make() -> None:
+    n, inside, all_inside = 120, 0, asyncio.Event()
+
+    async def handler(request: web.Request) -> web.Response:
+        nonlocal inside
+        inside += 1
+        if inside == n:
+            all_inside.set()
+        await all_inside.wait()
+        return web.json_response(1)
+
+    async def main() -> list[Json]:
+        app = web.Application()
+        app.router.add_get("/", handler)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0, backlog=2 * n).start()
+        tools = HttpTools(LoopClock())
+        host, port = runner.addresses[0][:2]
+        spec = tool(f"http://{host}:{port}/", timeout_s=20, max_concurrency=n)
+        try:
+            return await asyncio.gather(*(tools.call(spec, {}, "") for _ in range(n)))
+        finally:
+            await tools.close()
+            await runner.cleanup()
+
+    assert asyncio.run(main()) == [1] * n
+
+
+def test_a_write_is_sent_over_no_connection_that_the_server_may_be_closing() -> None:
+    """The server ends a connection when another request comes on it, as one does whose limit for
+    idle connections has passed at that moment. A write is not tried again, so it must not fail."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length:")[2].split()[0])
+        await reader.readexactly(length)
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1\r\n\r\n1"
+        )
+        await reader.read(1)
+        writer.close()
+
+    async def main() -> list[Json]:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        spec = ToolSpec(
+            "send", None, url=f"http://127.0.0.1:{port}/", method="POST", effect=Effect.WRITE
+        )
+        tools = HttpTools(LoopClock())
+        try:
+            return [await tools.call(spec, {"n": i}, str(i)) for i in range(3)]
+        finally:
+            await tools.close()
+            server.close()
+
+    assert asyncio.run(main()) == [1, 1, 1]

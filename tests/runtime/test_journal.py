@@ -12,12 +12,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from costmodel.usage import OpMetrics, Usage
 from planner.logical import Json
-from runtime.clock import new_event_loop
+from runtime.clock import LoopClock, new_event_loop
 from runtime.errors import RunDirectoryError, ValueTypeError
 from runtime.journal import GROUP_RECORDS, VIRTUAL_COMMIT_S, Journal
 from runtime.journal_reader import read_calls, read_metrics, read_outcomes, read_progress
@@ -355,6 +356,36 @@ def test_on_virtual_time_commits_take_the_same_time_whatever_the_disk_does(path:
         loop.run_until_complete(main())
     finally:
         loop.close()
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+def test_on_virtual_time_a_journal_that_is_closed_in_the_middle_is_settled_once(
+    path: Path, is_written: bool
+) -> None:
+    faults: list[object] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: faults.append(what))
+        journal = Journal(path)
+        on_disk, written = asyncio.Event(), journal._written
+
+        def tell(group: Any, error: RunDirectoryError | None) -> None:
+            written(group, error)
+            on_disk.set()
+
+        journal._written = tell  # type: ignore[method-assign]
+        durable = journal.record_call(CALL)
+        await asyncio.sleep(1.5 * VIRTUAL_COMMIT_S)  # handed over, and not due yet
+        if is_written:
+            with LoopClock().outside():
+                await on_disk.wait()
+        journal.close()
+        await durable
+        await asyncio.sleep(1)
+
+    with asyncio.Runner(loop_factory=lambda: new_event_loop(True)) as loop:
+        loop.run(main())
+    assert not faults
 
 
 def test_an_unusable_journal_is_refused_with_a_reason(tmp_path: Path, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -12,6 +13,7 @@ from costmodel.usage import OpMetrics, Usage
 from planner.logical import Effect
 from runtime.clock import new_event_loop
 from runtime.errors import BackendError, DrainingError
+from runtime.phases import Phases
 from runtime.records import CallRecord, CallSite, Outcome
 from runtime.sharing import CallTable
 
@@ -207,3 +209,23 @@ def test_different_keys_run_side_by_side() -> None:
         return asyncio.get_running_loop().time()
 
     assert run(main) == pytest.approx(1.0)
+
+
+def test_a_made_call_waits_for_its_turn_and_a_shared_one_does_not() -> None:
+    async def main() -> None:
+        phases = Phases()
+        models = CallTable(RecordedCalls(), {}, partial(phases.turn, "models"))
+        tools = CallTable(RecordedCalls(), {}, partial(phases.turn, "tools"))
+        clock = asyncio.get_running_loop().time
+        began_s = clock()
+
+        async def ended_s(table: CallTable, key: str) -> float:
+            await table.once(key, site(), Maker(record(key)))
+            return clock() - began_s
+
+        uses = [(models, "a"), (tools, "b"), (models, "c"), (models, "a"), (tools, "d")]
+        ends = await asyncio.gather(*(ended_s(*use) for use in uses))
+        # The tools wait for the model call in flight; a model call that comes later waits for them.
+        assert ends == pytest.approx([1, 2, 3, 1, 2])
+
+    run(main)

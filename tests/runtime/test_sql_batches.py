@@ -121,3 +121,21 @@ def test_a_batch_takes_those_that_gathered_while_the_last_was_asked() -> None:
     assert asked[0] == 1
     assert sum(asked) == 20
     assert len(asked) <= 4
+
+
+def test_a_defect_reaches_all_who_wait() -> None:
+    """What fails in no way that a query fails ends the look-ups instead of leaving them waiting."""
+
+    async def ask(text: str, params: Mapping[str, Json], max_rows: int) -> Sequence[Json]:
+        await asyncio.sleep(1)
+        raise RuntimeError("defect")
+
+    async def main() -> list[BaseException | list[Json]]:
+        batches = SqlBatches()
+        asked = (batches.query(LOOKUP, {"id": value}, ask) for value in range(5))
+        async with asyncio.timeout(60):
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+    with asyncio.Runner(loop_factory=lambda: new_event_loop(True)) as loop:
+        found = loop.run(main())
+    assert [repr(each) for each in found] == ["RuntimeError('defect')"] * 5

@@ -12,6 +12,7 @@ from halo.trace_report.hints import Hints
 from halo.trace_report.tool_families import family_of
 from halo.trace_report.view import CallAt, View
 from halo.traces.record import ToolSpec
+from runtime.json_schema import schema_validator
 
 NAME = "format_collapse"
 _SYNTAX = re.compile(
@@ -114,17 +115,10 @@ def _schema_problem(schema: dict[str, Any], validator: Any, arguments: Any) -> s
 
 @lru_cache(maxsize=512)
 def _validator(schema: str) -> Any:
-    import jsonschema_rs
-
     try:
-        return jsonschema_rs.validator_for(json.loads(schema), retriever=_refuse)
+        return schema_validator(json.loads(schema))
     except ValueError:
         return None
-
-
-def _refuse(uri: str) -> Any:
-    """A schema of a trace may name others by address; nothing is ever fetched for it."""
-    raise ValueError(f"{uri[:200]} is not fetched")
 
 
 def _left_in_text(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
+import numpy as np
 import numpy.typing as npt
 import torch
 
@@ -12,6 +14,15 @@ def to_tensor(array: npt.NDArray[Any], device: torch.device | None = None) -> to
     """The array as a tensor, without a copy where it stays on the CPU."""
     tensor = cast("torch.Tensor", cast("Any", torch).from_numpy(array))
     return tensor if device is None else tensor.to(device)
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor of zeros. On a CPU the operating system zeroes a page when it is first used: room
+    that is kept for later costs nothing."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    raw = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
+    return to_tensor(raw).view(dtype).view(shape)
 
 
 def to_ints(tensor: torch.Tensor) -> list[int]:

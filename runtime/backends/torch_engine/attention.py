@@ -40,22 +40,29 @@ def attend(
     Returns the output in q's layout and type and the log-sum-exp [batch, heads, rows] in float32.
     `mask` is added to the scores. A causal call has as many rows as keys.
     """
+    if mask is not None:
+        return _masked(q, k, v, mask)
     if q.device.type == "cpu":
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, causal, attn_mask=mask
-        )
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
         return out, lse
     group = q.shape[1] // k.shape[1]
     if group > 1:
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    if mask is None:
-        out, lse, _, _ = torch.ops.aten._scaled_dot_product_efficient_attention(
-            q, k, v, None, True, 0.0, causal
-        )
-        return out, lse[..., : q.shape[2]]
-    scores = torch.matmul(q, k.transpose(2, 3)).float() / math.sqrt(q.shape[-1]) + mask
-    lse = torch.logsumexp(scores, -1)
-    return torch.matmul((scores - lse[..., None]).exp().to(v.dtype), v), lse
+    out, lse, _, _ = torch.ops.aten._scaled_dot_product_efficient_attention(
+        q, k, v, None, True, 0.0, causal
+    )
+    return out, lse[..., : q.shape[2]]
+
+
+def _masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> Part:
+    """Attention of the few rows that each decoding request has, as plain products: for so few rows
+    the fused kernels are slower. As many heads in `k` as in `q`."""
+    scores = torch.matmul(q * (1 / math.sqrt(q.shape[-1])), k.transpose(2, 3)).float().add_(mask)
+    largest = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(largest).exp_()
+    total = weights.sum(-1, keepdim=True)
+    out = torch.matmul(weights.to(v.dtype), v) / total
+    return out.to(v.dtype), (largest + total.log())[..., 0]
 
 
 def attend_shared(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Part:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from runtime.backends.torch_engine.arrays import to_tensor
+from runtime.backends.torch_engine.arrays import to_tensor, zeros
 from runtime.backends.torch_engine.attention import (
     Merge,
     Part,
@@ -30,6 +30,9 @@ from runtime.backends.torch_engine.radix import Ids
 from runtime.backends.torch_engine.sequence import SequenceState
 
 SMALLEST_LANE_TOKENS = 64
+FEWEST_LANES = 4
+CPU_LANES = 64
+"""Lanes that a bucket begins with."""
 
 MIN_SAVED_READS = 1024
 """Keys that a shared run must save reading each step to become a part of its own: below that, the
@@ -256,11 +259,14 @@ class DecodeBatch:
         used = 0 if old is None else len(old.lanes)
         if old is not None and used < old.k.shape[1]:
             return old
-        layers, _, heads, dim = self._pool.k.shape
-        size = (layers, max(4, 2 * used), heads, capacity, dim)
-        k, v = (
-            torch.zeros(size, dtype=t.dtype, device=t.device) for t in (self._pool.k, self._pool.v)
-        )
+        layers, slots, heads, dim = self._pool.k.shape
+        rows = max(FEWEST_LANES, 2 * used)
+        if self._device.type == "cpu":
+            # Unused lanes cost nothing there, a larger copy of the used ones does. A lane is more
+            # than half full, so that the pool's tokens never need more lanes than these.
+            rows = max(rows, min(CPU_LANES, 2 * slots // capacity))
+        size = (layers, rows, heads, capacity, dim)
+        k, v = (zeros(size, t.dtype, t.device) for t in (self._pool.k, self._pool.v))
         bucket = _Bucket(capacity, k, v)
         if old is not None:
             k[:, :used], v[:, :used] = old.k, old.v

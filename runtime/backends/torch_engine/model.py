@@ -25,6 +25,9 @@ returns [rows, heads * dim]."""
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
 
+TWO_LAYOUTS_BYTES = 1 << 30
+"""Layers' weights in float32 up to which they are kept in two layouts where that is faster."""
+
 
 class Layer:
     """One layer's weights and the arithmetic between them."""
@@ -108,7 +111,7 @@ class Model:
         output = table
         if not shape.tied:
             output = build.matrix("lm_head.weight", shape.vocab_size, shape.d_model)
-        self.head = build.linear(output, None)
+        self.head = build.head(output)
         self.norm = build.norm("model.norm.weight", shape.d_model)
         self.layers = [Layer(i, shape, source, build) for i in range(shape.n_layers)]
         self._inverse_frequencies = inverse_frequencies(shape).to(self.device)
@@ -204,6 +207,8 @@ class _Builder:
         self._device = device
         self._counters = counters
         self.keep_projections = keep_projections
+        layer_bytes = 4 * shape.n_layers * shape.d_model * (4 * shape.d_model + 3 * shape.d_ff)
+        self._twice = shape.moe is None and layer_bytes <= TWO_LAYOUTS_BYTES
 
     def raw(self, name: str, sizes: tuple[int, ...]) -> torch.Tensor:
         tensor = self._source.get(name)
@@ -223,7 +228,11 @@ class _Builder:
         return RmsNorm(weight, self._shape.norm_eps)
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
-        return make_linear(weight, bias, self._precision, self._device)
+        return make_linear(weight, bias, self._precision, self._device, twice=self._twice)
+
+    def head(self, weight: torch.Tensor) -> Linear:
+        """The output matrix, which few rows pass."""
+        return make_linear(weight, None, self._precision, self._device)
 
     def mlp(self, prefix: str, layer: int) -> Mlp | MoeMlp:
         s = self._shape

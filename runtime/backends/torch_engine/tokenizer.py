@@ -1,6 +1,6 @@
 """Texts to tokens and back, from a model's own files.
 
-Prompts come as pieces (`runtime.models.chat_template`): control tokens are recognised within a
+Prompts come as pieces (`runtime.chat.template`): control tokens are recognised within a
 piece, and data that spells one has been cut into two, so it stays data.
 """
 
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from runtime.backends.torch_engine.errors import bad_file
-from runtime.models.chat_template import PLAIN_TEMPLATE, ChatTemplate
+from runtime.chat.template import PLAIN_TEMPLATE, ChatTemplate
+from runtime.chat.tokenizer_files import chat_template_of, token_text
 from runtime.models.gguf_file import GgufHeader
 
 _PRE_TOKENIZERS = {
@@ -160,8 +161,7 @@ def directory_tokenizer(directory: Path) -> Tokenizer:
     config = _json(directory / "tokenizer_config.json")
     generation = _json(directory / "generation_config.json")
     eos = generation.get("eos_token_id", _json(directory / "config.json").get("eos_token_id"))
-    named = config.get("eos_token")
-    eos_text = _token_text(named)
+    eos_text = token_text(config.get("eos_token"))
     ids = cast("list[object]", eos if isinstance(eos, list) else [eos])
     stop_ids = [i for i in ids if isinstance(i, int)]
     token = backend.token_to_id(eos_text) if eos_text else None
@@ -172,27 +172,15 @@ def directory_tokenizer(directory: Path) -> Tokenizer:
             f"{directory}: no end-of-text token in generation_config.json, config.json or "
             "tokenizer_config.json"
         )
-    jinja = directory / "chat_template.jinja"
-    source = jinja.read_text(encoding="utf-8") if jinja.is_file() else config.get("chat_template")
-    if isinstance(source, list):  # several templates by name
-        named_templates = cast("list[dict[str, str]]", source)
-        source = next((t["template"] for t in named_templates if t["name"] == "default"), None)
     special = [t.content for t in backend.get_added_tokens_decoder().values()]
     template = ChatTemplate(
-        source if isinstance(source, str) else PLAIN_TEMPLATE,
+        chat_template_of(directory, config) or PLAIN_TEMPLATE,
         special,
-        bos_token=_token_text(config.get("bos_token")),
+        bos_token=token_text(config.get("bos_token")),
         eos_token=eos_text,
         now=_no_date,
     )
     return Tokenizer(backend, template, stop_ids)
-
-
-def _token_text(value: object) -> str:
-    """The text of a token, which configurations give plain or as an object."""
-    if isinstance(value, dict):
-        value = cast("dict[str, object]", value).get("content")
-    return value if isinstance(value, str) else ""
 
 
 def _json(path: Path) -> dict[str, Any]:

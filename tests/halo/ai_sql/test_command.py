@@ -75,6 +75,7 @@ def test_formats_of_the_output(folder: Path) -> None:
         ("SELECT 1 FORM t", 1, "syntax error"),
         ("DROP TABLE reviews", 5, "S002"),
         ("SELECT * FROM 'https://x.invalid/a.csv'", 5, "S301"),
+        ("SELECT * FROM read_text('/etc/' || 'hostname')", 5, "may not be read"),
         (
             "SELECT AI_COMPLETE('x', returns := 'STRUCT(a VARCHAR)', max_tokens := 1)",
             3,
@@ -104,6 +105,17 @@ def test_rules_are_switched_off_by_name(folder: Path) -> None:
     assert bad.returncode == 1 and "no rule 'such-rule'" in bad.stderr
 
 
+def test_flags_and_the_text_are_told_apart(folder: Path) -> None:
+    text = "-- a comment first\nSELECT 4 AS n"
+    assert command(text, "--format", "jsonl", cwd=folder).stdout.strip() == '{"n":4}'
+    first = command("--no-slice-limits", "SELECT 5 AS n", "--format", "jsonl", cwd=folder)
+    assert first.stdout.strip() == '{"n":5}'
+    wrong = command("SELECT 1", "--modle", "x", cwd=folder)
+    assert wrong.returncode == 2 and "Did you mean '--model'" in wrong.stderr
+    two = command("SELECT 1", "SELECT 2", cwd=folder)
+    assert two.returncode == 2 and "one text in quotes" in two.stderr
+
+
 def test_a_run_directory_holds_the_results(folder: Path) -> None:
     text = "SELECT id, AI_SCORE('U {body}') AS s FROM reviews; SELECT count(*) AS n FROM reviews"
     done = command(text, "--db", "shop.duckdb", "--out", "run", cwd=folder)
@@ -114,19 +126,23 @@ def test_a_run_directory_holds_the_results(folder: Path) -> None:
     assert (folder / "run" / "halo_errors.jsonl").read_text() == ""
 
 
-SLOW = """
+HANGS = """
+import asyncio
+import itertools
 import sys
 from halo.cli import main
 import runtime.backends.simulated as simulated
-answer = simulated.SimulatedBackend._answer
-def slow(self, request, prompt):
-    import time
-    time.sleep(0.1)
-    return answer(self, request, prompt)
-simulated.SimulatedBackend._answer = slow
+generate = simulated.SimulatedBackend.generate
+calls = itertools.count(1)
+async def hangs(self, *args, **kwargs):
+    if next(calls) > 20:
+        await asyncio.Event().wait()
+    return await generate(self, *args, **kwargs)
+simulated.SimulatedBackend.generate = hangs
 sys.argv = ["halo", *sys.argv[1:]]
 main()
 """
+"""A run whose engine answers twenty calls and no other."""
 
 
 def test_a_batch_in_parts_is_resumed_as_one(
@@ -137,8 +153,8 @@ def test_a_batch_in_parts_is_resumed_as_one(
         INSERT INTO n SELECT -1 AS id; INSERT INTO n SELECT -1 AS id;
         SELECT count(*) AS n, count(*) FILTER (WHERE id < 0) AS twice FROM n"""
     code = sql_verb.sql(
-        text, file=None, out=Path("run"), format="table", params=[], workflows=[], allow=[],
-        rules=[], config_file=None, flags={"engine": "simulated", "db": folder / "shop.duckdb"},
+        [text], file=None, out=Path("run"), format="table", params=[], workflows=[], allow=[],
+        config_file=None, flags={"engine": "simulated", "db": folder / "shop.duckdb"},
         dry_run=False, json_out=True,
     )  # fmt: skip
     begun = json.loads(capsys.readouterr().out)
@@ -148,6 +164,42 @@ def test_a_batch_in_parts_is_resumed_as_one(
         again = json.loads(capsys.readouterr().out)
         assert again["results"] == begun["results"] and again["calls"]["made"] <= 1
     assert not (folder / "run" / "part1" / "part1").exists()
+
+
+def test_a_batch_is_resumed_from_python_without_writing_twice(folder: Path) -> None:
+    path = folder / "shop.duckdb"
+    with Session(engine="simulated", db=path) as session:
+        for resume in (False, True, True):
+            text = "INSERT INTO todo SELECT -1; INSERT INTO todo SELECT -1"
+            run_sql(text, out=folder / "run", resume=resume, session=session).database.close()
+            with duckdb.connect(path) as connection:
+                found = connection.execute("SELECT count(*) FROM todo WHERE id < 0").fetchall()
+            assert found == [(2,)]
+
+
+def test_a_part_that_has_ended_keeps_its_rows_when_the_batch_is_resumed(folder: Path) -> None:
+    text = """SELECT id, AI_COMPLETE('{id}', max_tokens := 4) AS c, sum(id) OVER () AS s,
+            {'a': [id]} AS n, AI_COMPLETE('x {id}', returns := 'STRUCT(a VARCHAR)', max_tokens := 1)
+            AS none FROM todo ORDER BY id;
+        INSERT INTO todo SELECT id + 100 FROM todo; SELECT count(*) AS n FROM todo"""
+    rows: list[list[list[object]]] = []
+    errors: list[int] = []
+    for resume in (False, True):
+        with (
+            Session(engine="simulated", db=folder / "shop.duckdb") as session,
+            SqlBatch(text, session) as batch,
+        ):
+            results = batch.run(out=folder / "run", resume=resume)
+            rows.append([[tuple(row) for row in result.tuples()] for result in results])
+            errors.append(sum(len(result.errors) for result in results))
+            made = [run.summary()["calls"]["made"] for run in batch.runs]
+    assert rows[0] == rows[1] and len(rows[0][0]) == 5 and rows[0][2] == [(10,)]
+    assert made == [0, 0, 0] and errors == [5, 5]
+    with duckdb.connect() as connection:
+        exported = connection.execute(
+            f"SELECT count(*) FROM '{folder}/run/part1/results/q1.parquet'"
+        )
+        assert exported.fetchall() == [(5,)]
 
 
 def test_files_that_are_not_there_are_told_before_any_call(
@@ -165,11 +217,11 @@ def test_files_that_are_not_there_are_told_before_any_call(
 
 
 def test_a_killed_run_is_resumed_without_asking_or_writing_twice(folder: Path) -> None:
-    (folder / "slow.py").write_text(SLOW)
+    (folder / "hangs.py").write_text(HANGS)
     environment = {**os.environ, "HALO_ENGINE": "simulated"}
     text = "CREATE TABLE t AS SELECT id, AI_COMPLETE('{id}') AS c FROM reviews"
     started = subprocess.Popen(
-        [sys.executable, "-P", "slow.py", "sql", text, "--db", "shop.duckdb", "--out", "run"],
+        [sys.executable, "-P", "hangs.py", "sql", text, "--db", "shop.duckdb", "--out", "run"],
         cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     journal = folder / "run" / "events.sqlite"
@@ -180,7 +232,7 @@ def test_a_killed_run_is_resumed_without_asking_or_writing_twice(folder: Path) -
     started.send_signal(signal.SIGKILL)
     started.wait()
     before = _calls(journal)
-    assert 5 < before < 60
+    assert 5 < before <= 20
     for _ in range(2):
         resumed = subprocess.run(
             [sys.executable, "-P", "-c", MAIN, "resume", "run"],
@@ -238,6 +290,27 @@ def test_the_shell(
     assert "S003" in err and ".help lists" in err
 
 
+def test_the_shell_helps_who_mistypes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [
+        ".tabels", ".mode", ".read", "help",
+        "SELECT AI_COMPLETE('x', returns := 'STRUCT(a VARCHAR)', max_tokens := 1) AS a;",
+        "SELECT count(*) AS first FROM halo_errors;", "SELECT count(*) AS again FROM halo_errors;",
+        ".errors", "SELECT nope FROM reviews;", "exit;", "SELECT 'not reached';",
+    ]  # fmt: skip
+    assert shell(folder, lines, monkeypatch) == 0
+    said = capsys.readouterr()
+    assert "Did you mean '.tables'" in said.err and ".read FILE" in said.err
+    assert "\ntable\n" in said.out and ".quit" in said.out
+    for column in ("first", "again"):
+        under = said.out.split(f"│ {column} │")[1].splitlines()
+        assert under[2].strip("│ ") == "1"
+    assert "OutputTypeError" in said.out
+    assert "LINE 1: SELECT nope FROM reviews" in said.err
+    assert "not reached" not in said.out
+
+
 def test_a_statement_is_whole_at_its_semicolon() -> None:
     assert is_whole("SELECT 1;") and is_whole("SELECT ';' ;")
     assert not is_whole("SELECT 1") and not is_whole("SELECT ';'") and not is_whole("SELECT '; ;")
@@ -287,5 +360,13 @@ def test_the_magic(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Generate AI_SCORE" in repr(plan) and "<" in plan._repr_html_()
     with pytest.raises(HaloError, match="%%halo"):
         run_cell("--nope", "SELECT 1", names)
+    plan = run_cell("--engine simulated", "EXPLAIN SELECT AI_SCORE(t) FROM mine", names)
+    assert "Generate AI_SCORE" in repr(plan) and plan._repr_html_().startswith("<pre>")
+    assert run_cell("--engine simulated", "SET ai_model = 'x'", names) is None
+    capsys.readouterr()
+    text = "CREATE TABLE lost AS SELECT AI_COMPLETE(t, returns := 'INTEGER[]', max_tokens := 1)"
+    shown = run_cell("--engine simulated", f"{text} AS n FROM mine", names)
+    assert "--db FILE" in capsys.readouterr().err
+    assert "2 rows written" in shown._repr_html_() and "without an answer" in shown._repr_html_()
     for session in names["_halo_sessions"].values():  # type: ignore[attr-defined]
         session.close()

@@ -185,6 +185,43 @@ def test_create_insert_and_copy(session: Session, tmp_path: Path) -> None:
         assert connection.execute("SELECT count(*) FROM labels").fetchall() == [(120,)]
 
 
+@pytest.mark.parametrize(
+    "write",
+    [
+        "INSERT INTO todo SELECT id + 100 FROM todo",
+        "CREATE OR REPLACE TABLE todo AS SELECT 7 AS id",
+        "COPY (SELECT 8 AS id) TO '{file}'",
+    ],
+)
+def test_a_statement_sees_nothing_of_what_comes_after_it(
+    session: Session, tmp_path: Path, write: str
+) -> None:
+    assert session.config.db is not None
+    with duckdb.connect(session.config.db) as connection:
+        connection.execute("CREATE VIEW open_todo AS SELECT * FROM todo")
+    file = tmp_path / "todo.csv"
+    for source in ("open_todo", f"'{file}'") if "COPY" in write else ("todo", "open_todo"):
+        file.write_text("id\n0\n2\n4\n6\n8\n")
+        text = f"SELECT id, AI_COMPLETE('{{id}}') IS NULL AS unanswered FROM {source} ORDER BY id"
+        first, *_ = run(session, f"{text}; {write.format(file=file)}")
+        assert first.read == [  # type: ignore[attr-defined]
+            {"id": i, "unanswered": False} for i in range(0, 10, 2)
+        ]
+        with duckdb.connect(session.config.db) as connection:
+            connection.execute(
+                "CREATE OR REPLACE TABLE todo AS SELECT 2 * i AS id FROM range(5) t(i)"
+            )
+
+
+def test_a_file_that_is_there_is_replaced_by_copy(session: Session, tmp_path: Path) -> None:
+    file = tmp_path / "scores.csv"
+    file.write_text("s\n1\n2\n")
+    copied, read = run(
+        session, f"COPY (SELECT AI_SCORE('x') AS s) TO '{file}'; SELECT count(s) AS n FROM '{file}'"
+    )
+    assert copied.written == 1 and read.read == [{"n": 1}]  # type: ignore[attr-defined]
+
+
 def test_parameters_are_values(session: Session) -> None:
     hostile = "x'; DROP TABLE reviews; --"
     options = SqlOptions(parameters={"word": hostile, "n": 3, "none": None, "ids": [1, 2]})

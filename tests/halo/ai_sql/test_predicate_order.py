@@ -29,11 +29,11 @@ def run(
     a sample included."""
     options = SqlOptions(tables={"mail": table}, sample=sample)
     with SqlBatch(text, session, options) as batch:
-        (engine,) = session._engines.values() if session._engines else (None,)
+        (engine,) = session._engines.opened.values() if session._engines.opened else (None,)
         before = engine.requests_seen if engine is not None else 0
         (result,) = batch.run(**where)
         assert not batch.failures
-        (engine,) = session._engines.values()
+        (engine,) = session._engines.opened.values()
         return result, [row[0] for row in result.tuples()], engine.requests_seen - before
 
 

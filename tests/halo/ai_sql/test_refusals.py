@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import halo
 from halo.ai_sql.batch import SqlBatch, SqlOptions
 from halo.ai_sql.errors import SqlError, SqlRefusedError
 from halo.session import Session
@@ -30,6 +31,8 @@ WRONG: list[tuple[str, str, str, str]] = [
     ("S002", "COPY reviews FROM 'x.csv'", "COPY is no statement", "COPY"),
     ("S003", "SELECT AI_SCORE('x {bdy}') FROM reviews", "bdy", "bdy"),
     ("S003", "SELECT AI_SCORE(body) FROM revews", "revews", "revews"),
+    ("S003", "SELECT * FROM revews", "Did you mean 'reviews'", "revews"),
+    ("S002", "SHOW TABLES", "information_schema.tables", "SHOW"),
     ("S101", "SELECT AI_FILTR(body) FROM reviews", "Did you mean 'ai_filter'", "AI_FILTR"),
     ("S102", "SELECT AI_SCORE(body, modle := 'x') FROM reviews", "Did you mean 'model'", "modle"),
     ("S102", "SELECT AI_SCORE(body, returns := 'INT') FROM reviews", "means nothing", "returns"),
@@ -41,6 +44,12 @@ WRONG: list[tuple[str, str, str, str]] = [
     ("S103", "SELECT AI_COMPLETE(body, returns := 'NUMBR') FROM reviews", "not a DuckDB", "'NUM"),
     ("S103", "SELECT AI_FILTER(body, recall := 0.9) FROM reviews", "target of a cascade", "0.9"),
     ("S103", "SELECT AI_FILTER(body, cascade := 'small') FROM reviews", "two models", "'small'"),
+    ("S103", "SELECT AI_SCORE(body, max_tokens := 1.5) FROM reviews", "a whole number", "1.5"),
+    ("S103", "SELECT AI_SCORE(body, max_tokens := 0) FROM reviews", "between 1 and 1,000,000", "0"),
+    ("S103", "SELECT AI_COMPLETE(body, returns := 'INTGER') FROM reviews",
+     "Did you mean 'INTEGER'", "'INTGER'"),
+    ("S103", "SET ai_on_error = 'detial'", "one of 'null'", "SET"),
+    ("S103", "SET ai_max_tokens = 1.5", "a whole number", "SET"),
     ("S104", "SELECT AI_FILTER() FROM reviews", "needs prompt", "AI_FILTER"),
     ("S104", "SELECT AI_SCORE(body, lang) FROM reviews", "takes 1 arguments", "lang"),
     ("S104", "SELECT AI_FILTER(PROMPT('x {1}', body)) FROM reviews", "names {1}", "'x {1}'"),
@@ -107,11 +116,64 @@ def test_unknown_models_and_rules_are_named(database: Path) -> None:
         SqlBatch("SELECT 1", session, options)
 
 
+def test_a_workflow_that_keeps_some_rows_is_no_function(session: Session) -> None:
+    @halo.workflow(where=lambda question: question != "x", limit=1)
+    def some(question: str) -> str:
+        return halo.Model("m").gen(f"Answer: {question}")
+
+    text = "SELECT AI_RUN('some', body) AS a FROM reviews"
+    with pytest.raises(SqlError, match=r"S107.*'some' has where or a limit"):
+        SqlBatch(text, session, SqlOptions(workflows=[some]))
+
+
 def test_a_batch_that_is_refused_has_asked_nothing(session: Session) -> None:
     text = "SELECT AI_SCORE(body) FROM reviews; SELECT AI_SCORE(nope) FROM reviews"
     with pytest.raises(SqlError), SqlBatch(text, session):
         pass
-    assert not session._engines
+    assert not session._engines.opened
+
+
+def test_a_field_that_is_nearly_a_type_draws_a_warning(session: Session) -> None:
+    text = "SELECT AI_EXTRACT(body, {{'a': '{}'}}) FROM reviews"
+    with SqlBatch(text.format("INTGER"), session) as batch:
+        assert any("Did you mean 'INTEGER'" in warning for warning in batch.warnings)
+    with SqlBatch(text.format("Who wrote it?"), session) as batch:
+        assert not batch.warnings
+
+
+def test_the_overlap_of_small_chunks_is_small(session: Session) -> None:
+    with SqlBatch("SELECT * FROM ai_chunks('one two three', tokens := 1)", session) as batch:
+        (result,) = batch.run()
+        assert len(result) > 1
+    text = "SELECT * FROM ai_chunks('one two three', tokens := 1, overlap := 1)"
+    with pytest.raises(SqlError, match="smaller than tokens"):
+        SqlBatch(text, session)
+
+
+def test_a_statement_that_fails_says_so_in_words_of_its_own(session: Session) -> None:
+    with SqlBatch("SELECT AI_SCORE(body) + 'x' FROM reviews", session) as batch:
+        batch.run()
+        (failure,) = batch.failures
+    assert "Could not convert" in str(failure) and "halo_ai" not in str(failure)
+    text = "SELECT AI_COMPLETE('x', returns := 'INTEGER[]', max_tokens := 1, on_error := 'fail')"
+    with SqlBatch(text, session) as batch:
+        batch.run()
+        (failure,) = batch.failures
+    assert "calls without an answer: 1; the first: " in str(failure) and "halo_ai" not in str(
+        failure
+    )
+
+
+def test_a_place_is_looked_for_in_the_statement_that_is_wrong(session: Session) -> None:
+    with pytest.raises(SqlError) as raised:
+        SqlBatch("SELECT 1 AS nope;\nSELECT nope FROM reviews", session)
+    assert (raised.value.line, raised.value.column) == (2, 8)
+
+
+@pytest.mark.parametrize("rows", [[1, 2], [], {"a": [1]}, "a.csv"])
+def test_what_is_no_table_is_told(session: Session, rows: object) -> None:
+    with pytest.raises(SqlError, match="S303: table 't' must be a data frame"):
+        SqlBatch("SELECT * FROM t", session, SqlOptions(tables={"t": rows}))
 
 
 def test_concatenation_draws_a_warning(session: Session) -> None:

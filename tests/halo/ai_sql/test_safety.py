@@ -149,3 +149,47 @@ def test_a_text_that_looks_like_a_statement_is_a_text(session: Session) -> None:
     options = SqlOptions(tables={"mine": table})
     text = "SELECT a, AI_FILTER(a) IS NOT NULL AS f FROM mine"
     assert run(session, text, options) == [{"a": table[0]["a"], "f": True}]
+
+
+def test_a_parameter_is_data_in_a_prompt(session: Session) -> None:
+    """Braces in a value neither read a column nor go away."""
+    value = "Is {secret} {{late}}?"
+    tables = {"t": [{"secret": "hidden"}]}
+    for text in (
+        "SELECT AI_COMPLETE($p) AS a FROM t",
+        "SELECT AI_COMPLETE(PROMPT('{0}', $p)) AS a FROM t",
+        "SELECT AI.GENERATE(($p, secret)) AS a FROM t",
+    ):
+        with SqlBatch(text, session, SqlOptions({"p": value}, tables)) as batch:
+            batch.run()
+            (run,) = batch.runs
+            sent = [op for op in run.plan.logical.walk() if isinstance(op, ModelOp)]
+            assert all("hidden" not in repr(op) and "secret" not in repr(op.prompt) for op in sent)
+            assert run.summary()["calls"]["made"] == 1
+    options = SqlOptions({"p": "Is {secret} late?"}, tables)
+    with SqlBatch("SELECT AI_COMPLETE($p) AS a FROM t", session, options) as batch:
+        assert any("braces" in warning for warning in batch.warnings)
+    with SqlBatch("SELECT AI_COMPLETE(PROMPT($p)) AS a FROM t", session, options) as batch:
+        assert not batch.warnings and "secret" in batch.explain(verbose=True)
+
+
+def test_a_file_may_be_named_without_quotes(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mail.csv").write_text("id\n1\n")
+    assert run(session, "SELECT * FROM mail.csv") == [{"id": 1}]
+    with pytest.raises(SqlError, match=r"no table 'mail'. The file .* FROM 'mail.csv'"):
+        run(session, "SELECT * FROM mail")
+    with pytest.raises(SqlError, match=r"no file 'mial.csv'. Did you mean 'mail.csv'"):
+        run(session, "SELECT * FROM 'mial.csv'")
+
+
+def test_a_file_of_rows_is_no_database(tmp_path: Path) -> None:
+    path = tmp_path / "mail.csv"
+    path.write_text("id\n1\n")
+    with (
+        Session(engine="simulated", db=path) as session,
+        pytest.raises(SqlError, match="is not a DuckDB database"),
+    ):
+        run(session, "SELECT 1")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -71,20 +70,10 @@ def test_texts_made_to_be_slow(text: str) -> None:
     }  # fmt: skip
 
 
-def test_a_schema_that_names_an_address_calls_nobody() -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        listener.setblocking(False)
-        address = f"http://127.0.0.1:{listener.getsockname()[1]}/schema.json"
-        tools = [
-            {"name": "a", "parameters": {"$ref": address}},
-            {"name": "b", "parameters": {"$ref": "file:///etc/passwd"}},
-        ]
-        view = view_of([{"role": "user", "content": "x"}, call("a", "{}"), call("b", "{}")], tools)
-        assert judge(view)["format_collapse"].status == "clear"
-        with pytest.raises(BlockingIOError):
-            listener.accept()
+def test_a_schema_that_names_an_address_calls_nobody(outside_reference: str) -> None:
+    tools = [{"name": "a", "parameters": {"$ref": outside_reference}}]
+    view = view_of([{"role": "user", "content": "x"}, call("a", "{}")], tools)
+    assert judge(view)["format_collapse"].status == "clear"
 
 
 def test_deep_code_is_no_error() -> None:

@@ -4,6 +4,7 @@ session."""
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -80,6 +81,25 @@ def sglang_server(
     engine = start_sglang(python, model, log, free_port(), "--skip-server-warmup")
     yield engine
     engine.stop()
+
+
+@pytest.fixture(scope="session")
+def halo_server(checkpoint: Path) -> Iterator[str]:
+    """The address of `halo models serve` with the small checkpoint, in a process of its own."""
+    command = ["models", "serve", str(checkpoint), "--engine", "torch", "--port", "0", "--exact"]
+    with subprocess.Popen(
+        [Path(sys.executable).with_name("halo"), *command], stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        address = re.search(r"http://\S+", server.stdout.readline())
+        yield address[0] if address is not None else pytest.fail("halo models serve did not start")
+        server.terminate()
+
+
+@pytest.fixture(scope="session")
+def vllm_server() -> str:
+    """The address of a running vLLM (its CPU build will do), HALO_VLLM_URL."""
+    return os.environ.get("HALO_VLLM_URL") or pytest.fail("set HALO_VLLM_URL to a vLLM server")
 
 
 def free_port() -> int:

@@ -27,8 +27,10 @@ ENGINES = [
     pytest.param(("local", "smollm2-135m-instruct"), id="local", marks=pytest.mark.live),
     pytest.param(("torch", "checkpoint"), id="torch"),
     pytest.param(("torch", "smollm2-135m-instruct"), id="torch-135m", marks=pytest.mark.live),
-    pytest.param(("sglang=", ""), id="sglang", marks=pytest.mark.live),
-    pytest.param(("openai=", ""), id="openai", marks=pytest.mark.live),
+    pytest.param(("openai=", "halo_server"), id="openai-halo"),
+    pytest.param(("openai=", "vllm_server"), id="openai-vllm", marks=pytest.mark.vllm),
+    pytest.param(("openai=", "sglang_server"), id="openai-sglang", marks=pytest.mark.live),
+    pytest.param(("sglang=", "sglang_server"), id="sglang", marks=pytest.mark.live),
 ]
 
 
@@ -50,9 +52,11 @@ def run(request: pytest.FixtureRequest) -> Callable[[Check[Any]], Any]:
     elif model == "checkpoint":
         model = str(request.getfixturevalue("checkpoint"))
     elif engine.endswith("="):
+        server = request.getfixturevalue(model)
         # SGLang's own routes, and the OpenAI protocol, of one server.
-        url = request.getfixturevalue("sglang_server").url
-        engine += url if engine == "sglang=" else f"{url}/v1"
+        url = server if isinstance(server, str) else server.url
+        engine += url if engine == "sglang=" else f"{url.removesuffix('/v1')}/v1"
+        model = ""
 
     def on_engine(check: Check[Any]) -> Any:
         async def main() -> Any:

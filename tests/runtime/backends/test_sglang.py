@@ -17,8 +17,7 @@ from fault_server import FaultServer, reply
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.backends.base import Message, Request, ToolSchema
-from runtime.backends.chat_format import ChatFormat
+from runtime.backends.base import Completion, Message, Request, ToolSchema
 from runtime.backends.sglang import SglangBackend
 from runtime.backends.sglang_info import choose_servers, probe, read_info
 from runtime.backends.sglang_open import describe, open_backend, split_urls
@@ -29,6 +28,7 @@ from runtime.backends.sglang_wire import (
     read_answer,
     read_load,
 )
+from runtime.chat.format import ChatFormat
 from runtime.clock import LoopClock, new_event_loop
 from runtime.errors import (
     BackendError,
@@ -37,6 +37,7 @@ from runtime.errors import (
     ModelNotFoundError,
     TruncatedAnswerError,
 )
+from runtime.fleet.admission import Load
 from runtime.fleet.replicas import FleetBackend
 
 T = TypeVar("T")
@@ -273,6 +274,38 @@ def test_a_server_that_hangs_gives_its_calls_back(server: FaultServer, folder: P
         errors = await asyncio.gather(*calls, return_exceptions=True)
         assert all(isinstance(e, EngineUnreachableError) and e.retryable for e in errors)
         assert not asyncio.current_task().cancelling()  # type: ignore[union-attr]
+
+    on(server, folder, check, stall_s=0.2)
+
+
+def test_a_call_that_begins_when_others_are_given_up_changes_nothing_for_them(
+    server: FaultServer, folder: Path
+) -> None:
+    server.behave = lambda number, body: "stall" if not number else None
+
+    async def check(backend: SglangBackend) -> None:
+        later: list[asyncio.Task[Completion]] = []
+        told = backend.read_load
+
+        async def no_load() -> Load:
+            backend.read_load = told  # type: ignore[method-assign]
+            later.append(asyncio.create_task(backend.generate(ASK)))
+            raise EngineUnreachableError("no load", backend="sglang", retryable=True)
+
+        backend.read_load = no_load  # type: ignore[method-assign]
+        (given_up,) = await asyncio.gather(backend.generate(ASK), return_exceptions=True)
+        assert isinstance(given_up, EngineUnreachableError)
+        assert (await later[0]).text == reply(PROMPT)
+
+    on(server, folder, check)
+
+
+def test_a_load_that_is_not_told_names_its_own_deadline(server: FaultServer, folder: Path) -> None:
+    server.loads_hang = True
+
+    async def check(backend: SglangBackend) -> None:
+        with pytest.raises(EngineUnreachableError, match=r"within 0\.2 s"):
+            await backend.read_load()
 
     on(server, folder, check, stall_s=0.2)
 

@@ -242,6 +242,64 @@ def test_calls_wait_for_a_server_that_restarts() -> None:
     run(main)
 
 
+class Resetting(Engine):
+    """Breaks the connection of some calls, the first time that they come."""
+
+    def __init__(self, clock: Clock, *reset: str) -> None:
+        super().__init__(clock)
+        self.reset = set(reset)
+
+    async def generate(
+        self, request: Request, on_prefilled: Callable[[], None] | None = None
+    ) -> Completion:
+        if request.messages[0].content not in self.reset:
+            return await super().generate(request, on_prefilled)
+        self.reset.discard(request.messages[0].content)
+        raise EngineUnreachableError("reset", backend="x", retryable=True)
+
+
+def test_an_answer_to_another_call_ends_the_wait_for_a_server() -> None:
+    """One connection of several breaks: the server lives, as the answers on the others tell."""
+
+    async def main() -> None:
+        clock = LoopClock()
+        fleet = FleetBackend([Resetting(clock, "reset")], clock)
+        others = asyncio.create_task(fleet.generate(ask("other")))
+        await clock.sleep_s(0.9)
+        with pytest.raises(EngineUnreachableError):
+            await fleet.generate(ask("reset"))
+        again = asyncio.create_task(fleet.generate(ask("reset")))
+        await others
+        await again
+        assert clock.now_s() < 5  # not until nobody waits for a recovery any more
+        await fleet.close()
+
+    run(main)
+
+
+def test_a_server_that_comes_and_goes_is_waited_for() -> None:
+    """It is back for a moment, and gone before those who wait have noticed."""
+
+    async def main() -> None:
+        clock = LoopClock()
+        engine = Engine(clock)
+        fleet = FleetBackend([engine], clock, recovery_s=30)
+        gone = EngineUnreachableError("gone", backend="x", retryable=True)
+        engine.up = False
+        with pytest.raises(EngineUnreachableError):
+            await fleet.generate(ask("first"))
+        waits = asyncio.create_task(fleet.generate(ask("waits")))
+        await clock.sleep_s(3)
+        fleet._note_success(fleet.replicas[0])
+        fleet._note_failure(fleet.replicas[0], gone)
+        await clock.sleep_s(3)
+        engine.up = True
+        assert (await waits).text == "engine" and clock.now_s() < 20
+        await fleet.close()
+
+    run(main)
+
+
 def test_a_server_that_stays_away_ends_rows_with_its_name() -> None:
     async def main() -> None:
         clock = LoopClock()

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.backends.base import Message, ToolCall, ToolSchema
+from runtime.chat.template import PLAIN_TEMPLATE, ChatTemplate
 from runtime.errors import ModelFileError
-from runtime.models.chat_template import PLAIN_TEMPLATE, ChatTemplate
 from runtime.models.tool_calls import split_tool_calls
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<tool_call>", "</tool_call>", "<s>")

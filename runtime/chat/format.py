@@ -1,30 +1,30 @@
-"""A model's chat format, from its tokenizer folder: conversations to prompt text, or to token ids.
+"""Prompts for servers that tokenize: text, or token ids where text would not do.
 
-The template is the model's own (Jinja, run by minijinja). Contents are data: the template is
-rendered
-with a placeholder for each, and what stands between the placeholders is the model's markup. Data
-that contains none of the tokenizer's own tokens is spliced in as text, which the engine tokenizes.
-Data that does is encoded here, with those tokens switched off, so it can never become a control
-token (promise P6); the engine then gets token ids.
+Contents are data: the template is rendered with a placeholder for each, and what stands between the
+placeholders is the model's markup. Data that contains none of the tokenizer's own tokens is spliced
+in as text, which the engine tokenizes. Data that does is encoded here, with those tokens switched
+off, so it can never become a control token; the engine then gets token ids.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 from costmodel.tokens import BYTES_PER_TOKEN
-from runtime.backends.base import Message, Request
+from runtime.backends.base import Request
+from runtime.chat.sandbox import SandboxedTemplate, TemplateRefusedError
+from runtime.chat.tokenizer_files import adds_bos, chat_template_of, token_text
+from runtime.chat.turns import offer_of, turn_of
 from runtime.errors import PromptError
 
+_TOKEN_NAMES = ("bos_token", "eos_token", "pad_token")
+_MARK_BEGIN = "\ue0f0"
 _MARK = "\ue0f0{}\ue0f1"
 _MARKS = re.compile("\ue0f0([0-9]+)\ue0f1")
-_FUEL = 5_000_000
 _PROSE = (
     "The committee met in the spring to decide which of the two bridges should be repaired first. "
     "Its members had read the reports, but they did not agree about the cost."
@@ -45,17 +45,16 @@ class ChatFormat:
         self._folder = folder
         self._backend = backend
         config = _json(folder / "tokenizer_config.json")
-        template = _template(folder, config)
-        if template is None:
+        source = chat_template_of(folder, config)
+        if source is None:
             raise PromptError(
                 f"{folder} has no chat template (chat_template.jinja, or chat_template in "
                 "tokenizer_config.json); this model cannot hold a conversation",
                 backend=backend,
             )
-        self._template = template
-        self._names = {
-            name: _token_text(config.get(name)) for name in ("bos_token", "eos_token", "pad_token")
-        }
+        names = {name: token_text(config.get(name)) for name in _TOKEN_NAMES}
+        self._template = SandboxedTemplate(source, {**names, "enable_thinking": False}, _no_date)
+        self._bos = names["bos_token"]
         tokenizer = _json(folder / "tokenizer.json")
         added = tokenizer.get("added_tokens", [])
         # Runs of blanks are tokens of their own in some vocabularies; they control nothing.
@@ -67,9 +66,8 @@ class ChatFormat:
             if self.control_tokens
             else None
         )
-        self._adds_bos = bool(_adds_bos(tokenizer) and self._names["bos_token"])
+        self._adds_bos = bool(adds_bos(tokenizer) and self._bos)
         self._skeletons: dict[Any, list[str]] = {}
-        self._environment: Any = None
         self._markup_encoder: Any = None
         self._data_encoder: Any = None
 
@@ -91,7 +89,7 @@ class ChatFormat:
     @property
     def offers_tools(self) -> bool:
         """Whether the template shows tools to the model."""
-        return "tools" in self._template
+        return self._template.takes_tools
 
     @cached_property
     def bytes_per_token(self) -> float:
@@ -132,79 +130,27 @@ class ChatFormat:
         return skeleton[0::2], contents
 
     def _render(self, request: Request) -> str:
-        import minijinja
-
-        if self._environment is None:
-            self._environment = minijinja.Environment(
-                templates={"chat": self._template},
-                globals={"raise_exception": _raise, "strftime_now": _no_date},
-                filters={"tojson": _to_json, "from_json": json.loads},
-                trim_blocks=True,
-                lstrip_blocks=True,
-                fuel=_FUEL,
-            )
-        messages = [self._message(i, m) for i, m in enumerate(request.messages)]
-        tools = [
-            {
-                "type": "function",
-                "function": {
-                    "name": t.name,
-                    "description": t.description,
-                    "parameters": json.loads(t.parameters_json),
-                },
-            }
-            for t in request.tools
+        turns = [
+            # An empty content needs no placeholder, and templates test for it.
+            turn_of(message, _MARK.format(i) if message.content else "", self._defused)
+            for i, message in enumerate(request.messages)
         ]
         try:
-            text: str = self._environment.render_template(
-                "chat",
-                messages=messages,
-                tools=tools or None,
-                add_generation_prompt=True,
-                enable_thinking=False,
-                **self._names,
+            text = self._template.render(
+                turns, [offer_of(tool, self._defused) for tool in request.tools]
             )
-        except (minijinja.TemplateError, ValueError, TypeError) as error:
+        except TemplateRefusedError as error:
             raise PromptError(
-                f"the chat template of {self._folder} refused the conversation: {error}",
-                backend=self._backend,
+                f"the chat template of {self._folder} {error}", backend=self._backend
             ) from error
-        bos = self._names["bos_token"]
-        if self._adds_bos and bos and text.startswith(bos):
-            text = text[len(bos) :]  # the tokenizer puts it there by itself
+        if self._adds_bos and text.startswith(self._bos):
+            text = text[len(self._bos) :]  # the tokenizer puts it there by itself
         return text
 
-    def _message(self, index: int, message: Message) -> dict[str, Any]:
-        # An empty content needs no placeholder, and templates test for it.
-        content = _MARK.format(index) if message.content else ""
-        turn: dict[str, Any] = {"role": message.role, "content": content}
-        if message.name:
-            turn["name"] = self._defused(message.name)
-        if message.tool_call_id:
-            turn["tool_call_id"] = self._defused(message.tool_call_id)
-        if message.tool_calls:
-            turn["tool_calls"] = [
-                {
-                    "id": self._defused(call.id),
-                    "type": "function",
-                    "function": {
-                        "name": self._defused(call.name),
-                        "arguments": self._arguments(call.arguments_json),
-                    },
-                }
-                for call in message.tool_calls
-            ]
-        return turn
-
-    def _arguments(self, text: str) -> Any:
-        try:
-            return json.loads(self._defused(text))
-        except ValueError:
-            return self._defused(text)
-
     def _defused(self, text: str) -> str:
-        """`text` with its control tokens broken up: short texts that a template may transform, so
-        that no placeholder can stand for them."""
+        """`text` with its control tokens and what looks like a placeholder broken up: short texts
+        that a template may transform, so that no placeholder can stand for them."""
+        text = text.replace(_MARK_BEGIN, f"{_MARK_BEGIN}\u200b")
         if self._control is None:
             return text
         return self._control.sub(lambda hit: f"{hit[0][:1]}\u200b{hit[0][1:]}", text)
@@ -251,49 +197,6 @@ class ChatFormat:
         self._data_encoder = tokenizers.Tokenizer.from_str(json.dumps(document))
 
 
-def find_tokenizer(name: str, environ: Mapping[str, str] | None = None) -> Path | None:
-    """The folder of a tokenizer that an engine names: a path of this machine, or a model that the
-    local hub cache holds. None when it is neither."""
-    path = Path(name)
-    if (path / "tokenizer.json").is_file() or (path / "tokenizer_config.json").is_file():
-        return path
-    if name.count("/") != 1 or name.startswith(("/", ".")):
-        return None
-    environ = os.environ if environ is None else environ
-    home = environ.get("HF_HOME") or str(Path(environ.get("HOME", "~")) / ".cache" / "huggingface")
-    hub = Path(environ.get("HF_HUB_CACHE") or Path(home) / "hub")
-    model = hub / f"models--{name.replace('/', '--')}"
-    revision = model / "refs" / "main"
-    if revision.is_file():
-        snapshot = model / "snapshots" / revision.read_text("utf-8").strip()
-        if (snapshot / "tokenizer_config.json").is_file():
-            return snapshot
-    return None
-
-
-def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text("utf-8")
-    template: Any = config.get("chat_template")
-    if isinstance(template, list):
-        named = {t["name"]: t["template"] for t in cast("list[dict[str, str]]", template)}
-        template = named.get("default") or next(iter(named.values()), None)
-    return template if isinstance(template, str) else None
-
-
-def _adds_bos(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether the tokenizer puts a token in front of every text by itself."""
-    processor: Any = tokenizer.get("post_processor") or {}
-    parts: list[Any] = processor.get("processors") or [processor]
-    return any(
-        part.get("type") == "TemplateProcessing"
-        and part.get("single")
-        and "SpecialToken" in part["single"][0]
-        for part in parts
-    )
-
-
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
@@ -301,21 +204,6 @@ def _json(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", document)
 
 
-def _token_text(token: Any) -> str:
-    """A token as tokenizer_config.json has it: a text, or an object with one."""
-    if isinstance(token, dict):
-        return str(cast("dict[str, Any]", token).get("content", ""))
-    return token if isinstance(token, str) else ""
-
-
-def _raise(message: str) -> str:
-    raise ValueError(message)
-
-
 def _no_date(format: str) -> str:
     # A prompt that changes from day to day would share no prefix with yesterday's.
     return ""
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)

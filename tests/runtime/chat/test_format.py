@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.backends.base import Message, Request, ToolCall, ToolSchema
-from runtime.backends.chat_format import ChatFormat, find_tokenizer
+from runtime.chat.format import ChatFormat
+from runtime.chat.tokenizer_files import find_tokenizer
 from runtime.errors import PromptError
 
 
@@ -98,6 +99,30 @@ def test_tools_and_calls_reach_the_template(tmp_path: Path) -> None:
     assert prompt.startswith('add:{"type": "object"}[assistant](add {"a": "<')
     assert "<|im_end|>" not in prompt and prompt.endswith("[tool]3")
     assert chat.offers_tools
+
+
+def test_no_text_of_a_tool_or_a_call_becomes_markup(tmp_path: Path) -> None:
+    template = (
+        "{% for t in tools %}{{ t | tojson }}{% endfor %}"
+        "{% for m in messages %}{{ m.name }}{{ m.tool_call_id }}{{ m.content }}"
+        "{% for c in m.tool_calls %}{{ c | tojson }}{% endfor %}{% endfor %}"
+    )
+    write_tokenizer(tmp_path, template)
+    chat = ChatFormat(tmp_path, backend="b")
+    placeholder = "\ue0f00\ue0f1"
+    for text in ("<|im_end|>", placeholder):
+        # JSON can spell a control token so that only a parser sees it.
+        escaped = json.dumps({"a": [{text: text}]}).replace("_", "\\u005f")
+        call = ToolCall(text, text, escaped)
+        tool = ToolSchema(text, text, json.dumps({"description": text, "enum": [text]}))
+        messages = (
+            Message("user", "once"),
+            Message("assistant", "", (call,)),
+            Message("tool", "3", tool_call_id=text, name=text),
+        )
+        prompt = chat.prompt(ask(*messages, tools=(tool,)))
+        assert isinstance(prompt, str)
+        assert "<|im_end|>" not in prompt and prompt.count("once") == 1
 
 
 def test_a_token_that_the_tokenizer_adds_itself_is_not_put_twice(tmp_path: Path) -> None:
