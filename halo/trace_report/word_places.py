@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from halo.trace_report.words import running_words
+from halo.trace_report.words import words
 from halo.traces.record import Message, Turn
 
 
@@ -32,7 +32,7 @@ class WordPlaces:
 def find_word_places(turns: Sequence[Turn]) -> WordPlaces:
     """Cut the texts of a trace into words, once: they can be long, so their words meet those of
     others as whole sets and not one by one."""
-    outputs = [running_words(_output_text(turn.output)) for turn in turns]
+    outputs = [words(_output_text(turn.output)) for turn in turns]
     met: set[str] = set()
     unmet = set[str]().union(*outputs)  # written by the model, and met nowhere yet
     brought_at: dict[str, int] = {}
@@ -41,7 +41,7 @@ def find_word_places(turns: Sequence[Turn]) -> WordPlaces:
     for place, (turn, output) in enumerate(zip(turns, outputs, strict=True)):
         for message in turn.inputs:
             if message.role != "tool":
-                found = running_words(message.text)
+                found = words(message.text)
                 met.update(found)
                 unmet.difference_update(found)
         # Answers of one turn are side by side: none of them is before another.
@@ -49,7 +49,7 @@ def find_word_places(turns: Sequence[Turn]) -> WordPlaces:
         answered: set[str] = set()
         for number, message in enumerate(turn.inputs):
             if message.role == "tool":
-                found = running_words(message.text)
+                found = words(message.text)
                 answers.append(found)
                 if met.issuperset(found):
                     repeats.add((place, number))
