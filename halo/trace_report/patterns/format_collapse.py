@@ -98,8 +98,8 @@ def _call_problem(
 
 
 def _schema_problem(schema: dict[str, Any], validator: Any, arguments: Any) -> str:
-    """What of the arguments breaks the declared schema; empty when nothing does, or when the
-    schema itself is wrong."""
+    """What of the arguments breaks the declared schema; empty when nothing does, when the schema
+    itself is wrong, or when the arguments are nested too deeply for the validator."""
     properties = schema.get("properties")
     if isinstance(arguments, dict) and isinstance(properties, dict) and properties:
         names = cast("dict[str, Any]", arguments)
@@ -107,9 +107,12 @@ def _schema_problem(schema: dict[str, Any], validator: Any, arguments: Any) -> s
             unknown = [name for name in names if name not in properties]
             if unknown:
                 return f"unknown argument {str(unknown[0])[:60]!r}"
-    if validator is None or validator.is_valid(arguments):
+    try:
+        if validator is None or validator.is_valid(arguments):
+            return ""
+        error = next(iter(validator.iter_errors(arguments)))
+    except ValueError:
         return ""
-    error = next(iter(validator.iter_errors(arguments)))
     return f"breaks the schema: {str(error.message)[:120]}"
 
 

@@ -76,6 +76,16 @@ def test_a_schema_that_names_an_address_calls_nobody(outside_reference: str) -> 
     assert judge(view)["format_collapse"].status == "clear"
 
 
+@pytest.mark.parametrize("schema", [{"type": "object"}, {"minProperties": 1}])
+def test_deep_arguments_of_a_declared_tool_are_no_error(schema: dict[str, Any]) -> None:
+    for arguments in ("[" * 400 + "]" * 400, '{"q": ' * 400 + "1" + "}" * 400):
+        view = view_of(
+            [{"role": "user", "content": "x"}, call("a", arguments)],
+            [{"name": "a", "parameters": schema}],
+        )
+        assert judge(view)["format_collapse"].status == "clear"
+
+
 def test_deep_code_is_no_error() -> None:
     assert not ends_in_bare_expression("(" * 5000)
     assert not ends_in_bare_expression("x\n" * 50_000)
