@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import pytest
+from executor_setup import SCAN, Q, Records, run
 
 from costmodel.usage import OpMetrics, Usage
 from planner.errors import InvariantError
 from planner.logical import (
     Agent,
-    Column,
     Effect,
     Json,
     LogicalPlan,
     Prompt,
     Ref,
     Result,
-    Scan,
     Sql,
     ToolRef,
 )
@@ -34,16 +33,13 @@ from runtime.backends.base import (
     ToolSchema,
 )
 from runtime.backends.simulated import SimulatedBackend
-from runtime.clock import LoopClock, new_event_loop
+from runtime.clock import LoopClock
 from runtime.dispatch import Dispatcher
 from runtime.errors import ToolError
 from runtime.executor import Executor
 from runtime.records import CallRecord, CallSite, Outcome
 from runtime.sharing import CallTable
 
-T = TypeVar("T")
-SCAN = Scan((), "rows", ("q",))
-Q = Column((SCAN,), "q")
 ADD = (
     '{"type":"object","properties":{"a":{"type":"integer"},"b":{"type":"integer"}},'
     '"required":["a","b"],"additionalProperties":false}'
@@ -57,11 +53,6 @@ PURE_ADD = ToolRef("add", "", Effect.PURE)
 NOTING = ToolRef("note", "", Effect.WRITE)
 
 
-def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    with asyncio.Runner(loop_factory=lambda: new_event_loop(True)) as runner:
-        return runner.run(main())
-
-
 def agent(*tools: ToolRef, **options: Any) -> Agent:
     options = {"call_id": "main/agent", **options}
     return Agent((Q,), "m", Prompt(("Solve ", Ref(0))), tools=tools, label="solver", **options)
@@ -71,31 +62,6 @@ def asks(*calls: tuple[str, str], text: str = "") -> Completion:
     """An answer that calls tools: (name, arguments) each."""
     made = tuple(ToolCall(f"id{i}", name, args) for i, (name, args) in enumerate(calls))
     return Completion(text, "tool_calls", Usage(1, 1), made)
-
-
-def done() -> asyncio.Future[None]:
-    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    future.set_result(None)
-    return future
-
-
-class Records:
-    def recorded_call(self, key: str) -> CallRecord | None:
-        return None
-
-    def record_call(self, record: CallRecord) -> asyncio.Future[None]:
-        return done()
-
-    def record_outcome(self, outcome: Outcome) -> asyncio.Future[None]:
-        return done()
-
-    def recorded_outcomes(self) -> Iterable[tuple[str, str]]:
-        return ()
-
-    def record_metrics(self, metrics: Mapping[str, OpMetrics]) -> None: ...
-
-    def durable(self) -> asyncio.Future[None]:
-        return done()
 
 
 class Engine(Backend):

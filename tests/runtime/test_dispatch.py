@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import pytest
@@ -214,6 +214,21 @@ def test_tenants_and_identities_have_keys_of_their_own_and_priorities_do_not() -
     keys = {request_key(BASE, *rest) for rest in ((None, "", ""), (None, "", "t"), (None, "i", ""))}
     assert len(keys) == 3
     assert request_key(replace(BASE, priority=9), None, "", "") in keys
+
+
+def test_settings_that_are_equal_and_written_differently_have_keys_of_their_own() -> None:
+    whole, real = (request_key(replace(BASE, temperature=t), None, "", "") for t in (1, 1.0))
+    assert whole != real
+
+
+def test_a_request_is_made_as_it_was_asked_for() -> None:
+    tools = (TOOL,)
+    asked = Request(
+        "old", "m2", BASE.messages, 9, 0.5, 0.6, 3, ("stop",), "{}", ("a", "b"), tools, 4
+    )
+    defaults = Request("", "", ())
+    assert all(getattr(asked, f.name) != getattr(defaults, f.name) for f in fields(Request))
+    assert asked.keyed("key", 5, 6) == replace(asked, key="key", seed=5, priority=6)
 
 
 @given(st.lists(st.text(alphabet='",[]\\ab\ud800', max_size=4), min_size=1, max_size=3))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import pytest
+from executor_setup import SCAN, Q, Records, gen, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,6 @@ from costmodel.usage import OpMetrics, Usage
 from planner.logical import (
     Body,
     Choose,
-    Column,
     Compare,
     Const,
     Effect,
@@ -35,7 +35,6 @@ from planner.logical import (
     Reduce,
     Ref,
     Result,
-    Scan,
     Sql,
     Tool,
     ToolRef,
@@ -43,62 +42,20 @@ from planner.logical import (
 )
 from planner.physical import PhysicalPlan, Worker
 from runtime.backends.base import Backend, Capabilities, Completion, Request
-from runtime.clock import LoopClock, new_event_loop
+from runtime.clock import LoopClock
 from runtime.dispatch import Dispatcher
 from runtime.errors import BackendError, ContextOverflowError
 from runtime.executor import Executor
 from runtime.records import CallRecord, CallSite, Outcome
 from runtime.sharing import CallTable
 
-T = TypeVar("T")
-SCAN = Scan((), "rows", ("q",))
-Q = Column((SCAN,), "q")
 P0, P1 = Param((), 0), Param((), 1)
 SCORE = '{"type":"object","properties":{"score":{"type":"integer"}},"required":["score"]}'
-
-
-def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    with asyncio.Runner(loop_factory=lambda: new_event_loop(True)) as runner:
-        return runner.run(main())
-
-
-def gen(text: str, *inputs: Op, **options: Any) -> Generate:
-    segments = (text, *(Ref(i) for i in range(len(inputs))))
-    return Generate(tuple(inputs), "m", Prompt(segments), label=text, **options)
 
 
 def tool(name: str, *inputs: Op, effect: Effect = Effect.PURE) -> Tool:
     params = tuple(f"p{i}" for i in range(len(inputs)))
     return Tool(tuple(inputs), ToolRef(name, "", effect), params, "id", label=name)
-
-
-def done() -> asyncio.Future[None]:
-    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    future.set_result(None)
-    return future
-
-
-class Records:
-    def __init__(self) -> None:
-        self.calls: list[CallRecord] = []
-
-    def recorded_call(self, key: str) -> CallRecord | None:
-        return None
-
-    def record_call(self, record: CallRecord) -> asyncio.Future[None]:
-        self.calls.append(record)
-        return done()
-
-    def record_outcome(self, outcome: Outcome) -> asyncio.Future[None]:
-        return done()
-
-    def recorded_outcomes(self) -> Iterable[tuple[str, str]]:
-        return ()
-
-    def record_metrics(self, metrics: Mapping[str, OpMetrics]) -> None: ...
-
-    def durable(self) -> asyncio.Future[None]:
-        return done()
 
 
 Answer = str | Completion | BackendError
@@ -462,7 +419,7 @@ def test_an_answer_that_does_not_fit_is_asked_for_again_with_the_reason(
     assert second.messages[:1] == first.messages
     assert second.messages[1].content == text
     assert reason in second.messages[2].content
-    assert [record.turn for record in ran.calls] == [0, 1]
+    assert [record.turn for record in ran.calls.values()] == [0, 1]
     assert ran.metrics[op.fingerprint].made == 2
     assert ran.metrics[op.fingerprint].errors == 0
 

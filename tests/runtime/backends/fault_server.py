@@ -14,6 +14,8 @@ from typing import Any
 
 from aiohttp import web
 
+from workloads.threaded_app import ThreadedApp
+
 BEHAVIOURS = (
     *("429", "429-after", "500", "503", "reset", "truncated", "garbage", "html", "empty"),
     *("length", "duplicate", "abort"),
@@ -24,7 +26,7 @@ answers, odd ones)."""
 MODEL = "tiny"
 
 
-class FaultServer:
+class FaultServer(ThreadedApp):
     """Serves until it is closed.
 
     Attributes:
@@ -55,53 +57,25 @@ class FaultServer:
         }  # fmt: skip
         self.loads_hang = False
         self.healthy = True
-        self.url = ""
         self._tokenizer = tokenizer
         self._info = info or {}
         self.asked = threading.Event()
-        self._loop = asyncio.new_event_loop()
         self._released = asyncio.Event()
-        ready = threading.Event()
-        self._thread = threading.Thread(target=self._serve, args=(ready,), daemon=True)
-        self._thread.start()
-        ready.wait()
-
-    def __enter__(self) -> FaultServer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        app = web.Application(client_max_size=2**26)
+        app.router.add_post("/generate", self._generate)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_route("*", "/{path:.*}", self._other)
+        super().__init__(app, shutdown_s=0.1)
 
     def release(self) -> None:
         """Let stalled calls go."""
         self._loop.call_soon_threadsafe(self._released.set)
 
     def close(self) -> None:
+        """Let stalled calls go, and stop serving."""
         if self._thread.is_alive():
             self.release()
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-
-    def _serve(self, ready: threading.Event) -> None:
-        asyncio.set_event_loop(self._loop)
-        runner = self._loop.run_until_complete(self._start())
-        ready.set()
-        self._loop.run_forever()
-        self._loop.run_until_complete(runner.cleanup())
-        self._loop.close()
-
-    async def _start(self) -> web.AppRunner:
-        app = web.Application(client_max_size=2**26)
-        app.router.add_post("/generate", self._generate)
-        app.router.add_post("/v1/chat/completions", self._chat)
-        app.router.add_route("*", "/{path:.*}", self._other)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        server: Any = site._server
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        return runner
+        super().close()
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         body: dict[str, Any] = json.loads(await request.read())
