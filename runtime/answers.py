@@ -6,7 +6,6 @@ all the same, because an answer may be cut at its token limit and not every engi
 
 from __future__ import annotations
 
-from asyncio import Future
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,7 +19,6 @@ from runtime.dispatch import Dispatcher
 from runtime.errors import ContextOverflowError, OutputTypeError
 from runtime.json_schema import schema_validator
 from runtime.records import CallRecord, CallSite
-from runtime.streaming import OpenCall
 from runtime.values import excerpt, parse_json
 
 
@@ -121,17 +119,6 @@ class Asker:
     def __init__(self, models: Dispatcher, metrics: dict[str, OpMetrics]) -> None:
         self.models = models
         self._metrics = metrics
-
-    def begin(
-        self,
-        worker: str,
-        request: Request,
-        site: CallSite,
-        priority: int,
-        early: OpenCall | None = None,
-    ) -> Future[CallRecord]:
-        """A call as a future: of its record, or of why there is none."""
-        return self.models.begin(worker, request, site, priority=priority, early=early)
 
     async def ask(
         self, worker: str, request: Request, site: CallSite, priority: int, answer_type: AnswerType

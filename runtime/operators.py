@@ -77,7 +77,7 @@ class ModelStep(CallStep):
         site, priority = self._site(frame, query), self._priority(frame)
         early = self._early(frame)
         worker = self._worker(frame) if early is None else early.worker
-        return self._asker.begin(worker, request, site, priority, early)
+        return self._asker.models.begin(worker, request, site, priority=priority, early=early)
 
     def value(self, record: CallRecord) -> Json:
         if self._answer_type is None:
