@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from workloads.baselines import BASELINES
 from workloads.catalogue import named
 from workloads.direct import DirectClient, Endpoints
 from workloads.gpu.models import write_model
+from workloads.gpu.server_log import ServerLogs
 from workloads.graph import Workload
 from workloads.stub_server import StubServer
 from workloads.tables import write_tables
@@ -54,12 +55,14 @@ class Bench:
         servers: address of each model's server.
         names: what the servers call the models.
         folder: for generated databases.
+        logs: of the servers, where they are known.
     """
 
     servers: Mapping[str, str]
     names: Mapping[str, str]
     api_url: str
     folder: Path
+    logs: ServerLogs = field(default_factory=lambda: ServerLogs({}))
 
     def endpoints(self, workload: Workload) -> Endpoints:
         database = write_tables(workload.database, self.folder) if workload.database else None
@@ -67,15 +70,18 @@ class Bench:
 
 
 def run_one(
-    bench: Bench, system: str, workload: Workload, rows: Sequence[dict[str, str]], seed: int
-) -> dict[str, Any]:
-    """One run of `system`: "halo", an entry of `ABLATIONS`, or a baseline's name."""
+    bench: Bench, system: str, workload: Workload, rows: Sequence[dict[str, str]], seed: int,
+    *, out: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """One run of `system`: "halo", an entry of `ABLATIONS`, or a baseline's name. Halo's run
+    directory is kept in `out`."""
     endpoints = bench.endpoints(workload)
     used = {model: bench.servers[model] for model in workload.models}
     flush(used.values())
+    bench.logs.mark()
     with ServerWatch(used.values()) as watch:
         if system in ABLATIONS:
-            record = _run_halo(bench, endpoints, [workload], [rows], ABLATIONS[system])
+            record = _run_halo(bench, endpoints, [workload], [rows], ABLATIONS[system], out)
         else:
             record = asyncio.run(_run_baseline(system, endpoints, workload, rows))
     return {
@@ -85,6 +91,7 @@ def run_one(
         "rows": len(rows),
         **record,
         "servers": watch.summary(),
+        "prefill_steps": bench.logs.prefill_steps(),
     }
 
 
@@ -125,6 +132,7 @@ def _run_halo(
     workloads: Sequence[Workload],
     rows: Sequence[Sequence[dict[str, str]]],
     settings: Mapping[str, Any],
+    out: Path | None = None,
 ) -> dict[str, Any]:
     models = sorted({model for workload in workloads for model in workload.models})
     urls = ",".join(bench.servers[model] for model in models)
@@ -134,7 +142,7 @@ def _run_halo(
             [(w.flow(bench.api_url, bench.names), r) for w, r in zip(workloads, rows, strict=True)]
         )
         planned_s = time.perf_counter()
-        result = session.run_prepared(prepared)
+        result = session.run_prepared(prepared, out=out)
         ended_s = time.perf_counter()
     usage: dict[str, int] = {"in": 0, "out": 0, "cached": 0, "calls": 0}
     for metrics in result.metrics.values():

@@ -3,10 +3,9 @@
     python -m workloads.gpu.run_sglang STAGE... --out DIR [--budget-s 520]
 
 Stages: `main` (Halo and the baselines a, b, c, e), `lpm` (Halo and baseline d on servers that order
-by longest prefix), `ablation` (Halo with one thing switched off at a time), `distinct` (rows
-without repetition), `extra:COMMAND` (a command with the servers' addresses in its environment:
-SGLANG_8B_URL,
-SGLANG_1B_URL). Servers that already answer on their ports are used as they are; others are started.
+by longest prefix), `timeline` (Halo once, with the times of every call), `ablation` (Halo with one
+thing switched off at a time), `distinct` (rows without repetition), `extra:COMMAND` (a command with
+the servers' addresses in its environment: SGLANG_8B_URL, SGLANG_1B_URL). Servers that already answer on their ports are used as they are; others are started.
 Every run is one line of DIR/STAGE.jsonl as soon as it has ended. When the budget is spent, what is
 left is not run, and the last line says so.
 """
@@ -14,10 +13,13 @@ left is not run, and the last line says so.
 from __future__ import annotations
 
 import argparse
+import csv
+import gzip
 import json
 import os
 import platform
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,6 +43,7 @@ from workloads.compare import (
 )
 from workloads.direct import chat_text
 from workloads.gpu.models import write_model
+from workloads.gpu.server_log import ServerLogs
 from workloads.graph import Workload
 from workloads.mock_api import MockApi
 from workloads.text import words
@@ -104,6 +107,13 @@ class Servers:
             warm_up(url, 8 if self._arguments.cpu else 64)
             print(f"{name} warmed up", flush=True)
 
+    def logs(self, policy: str) -> ServerLogs:
+        """What the servers under `policy` write, this process's or an earlier one's."""
+        return ServerLogs({name: self._log(name, policy) for name in PORTS})
+
+    def _log(self, name: str, policy: str) -> Path:
+        return Path(tempfile.gettempdir()) / f"halo-server-{name}-{policy}.log"
+
     def stop(self) -> None:
         """End the servers that this process started, and those that it found."""
         for process in self._processes.values():
@@ -136,7 +146,7 @@ class Servers:
         command += CPU_FLAGS if arguments.cpu else GPU_FLAGS[name]
         if not arguments.cpu:
             command += ["--max-total-tokens", str(MAX_KV_TOKENS[name])]
-        log = Path(arguments.out) / f"server_{name}_{policy}.log"
+        log = self._log(name, policy)
         print("$", shlex.join(command), flush=True)
         with log.open("wb") as file:
             self._processes[name] = subprocess.Popen(
@@ -225,6 +235,7 @@ class Log:
     """Records as lines of a file, and a short line on the terminal."""
 
     def __init__(self, path: Path, deadline_s: float) -> None:
+        self.folder = path.parent
         self._file = path.open("a", encoding="utf-8")
         self._deadline_s = deadline_s
 
@@ -270,10 +281,12 @@ def run_stage(
     """The runs of one stage, seeds outermost, so that a cut leaves whole seeds."""
     workloads = [with_count(w, arguments.scale) for w in named(arguments.workloads)]
     seeds = range(arguments.first_seed, arguments.seeds + 1)
+    policy = "lpm" if stage == "lpm" else "plan"
     bench = Bench(
-        servers.urls, {name: name for name in PORTS}, api_url, Path(arguments.models) / "databases"
-    )
-    servers.ensure("lpm" if stage == "lpm" else "plan")
+        servers.urls, {name: name for name in PORTS}, api_url,
+        Path(arguments.models) / "databases", servers.logs(policy),
+    )  # fmt: skip
+    servers.ensure(policy)
     if not stage.startswith("extra:"):
         # The first description of itself that a server gives takes a second: for nobody's run.
         small = named("w1")[0]
@@ -295,6 +308,15 @@ def run_stage(
             rows = workload.rows(workload.count, 1)[:2]
             if not log.run(bench=bench, system="rows", workload=workload, rows=rows, seed=1):
                 return
+    elif stage == "timeline":
+        for workload in workloads:
+            out = Path(arguments.models) / "runs" / workload.name
+            shutil.rmtree(out, ignore_errors=True)
+            rows = workload.rows(workload.count, arguments.first_seed)
+            if not log.run(bench=bench, system="halo", workload=workload, rows=rows,
+                           seed=arguments.first_seed, out=out):  # fmt: skip
+                return
+            keep_trace(out / "trace.jsonl", log.folder / f"timeline-{workload.name}.csv.gz")
     elif stage == "lpm":
         for seed in seeds:
             for workload in workloads:
@@ -334,6 +356,25 @@ def run_stage(
         log.write({"note": stage, "returncode": done.returncode})
     else:
         sys.exit(f"no stage {stage!r}")
+
+
+TIMELINE = (
+    "kind", "name", "op", "queued_s", "start_s", "first_token_s", "end_s", "input_tokens",
+    "cached_tokens", "output_tokens",
+)  # fmt: skip
+
+
+def keep_trace(trace: Path, path: Path) -> None:
+    """The times and tokens of every call in a trace, without the texts."""
+    with trace.open(encoding="utf-8") as lines, gzip.open(path, "wt", newline="") as file:
+        writer = csv.DictWriter(file, TIMELINE, extrasaction="ignore")
+        writer.writeheader()
+        for line in lines:
+            call = json.loads(line)
+            for name in TIMELINE:
+                if isinstance(call[name], float):
+                    call[name] = round(call[name], 4)
+            writer.writerow({**call, "op": call["op"][:8]})
 
 
 def in_turn(systems: list[str], seed: int) -> Iterator[str]:
