@@ -1,8 +1,8 @@
 """Calling Python functions: ordinary ones in threads, asynchronous ones on the loop.
 
-Every call has a fresh daemon thread instead of a pool's: a function that hangs cannot be killed, so
-after its timeout its thread is abandoned, and must neither keep a pool's slot nor keep the process
-from ending.
+Every call has a daemon thread of its own (`runtime.threads`): a function that hangs cannot be
+killed, so after its timeout its thread is abandoned, and must neither keep a pool's slot nor keep
+the process from ending.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import contextvars
 import inspect
-import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
@@ -21,6 +20,7 @@ from runtime.clock import Clock
 from runtime.deadline import finish_within
 from runtime.errors import ToolError, ToolTimeoutError
 from runtime.json_value import JsonRows, NotJson, to_json
+from runtime.threads import start_in_thread
 from runtime.tools import OnRows, ToolSpec
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ async def in_thread(function: Callable[[], T], name: str) -> T:
             loop.call_soon_threadsafe(deliver, result, error)
 
     try:
-        threading.Thread(target=work, name=name, daemon=True).start()
+        start_in_thread(work, name)
     except RuntimeError as refused:
         raise ToolError(
             f"no thread could be started for {name} ({refused}); calls that never end keep theirs",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -28,7 +29,8 @@ from runtime.streaming import Listener, RowStreams
 from runtime.tool_arguments import ArgumentChecker
 from runtime.tools import OnRows, ToolSpec
 
-_MAX_QUERIES = 4
+_MAX_QUERIES = max(4, os.cpu_count() or 1)
+"""Queries that read one file, at once. Each has one thread (`sql_connection.Limits`)."""
 _RETRY = RetryPolicy(base_s=0.4, max_s=5.0)
 _MAX_RETRY_AFTER_S = 600.0
 """A server that wants to be left alone for longer ends the call: it holds one of the tool's slots.

@@ -5,9 +5,11 @@
 Stages: `main` (Halo and the baselines a, b, c, e), `lpm` (Halo and baseline d on servers that order
 by longest prefix), `timeline` (Halo once, with the times of every call), `ablation` (Halo with one
 thing switched off at a time), `distinct` (rows without repetition), `extra:COMMAND` (a command with
-the servers' addresses in its environment: SGLANG_8B_URL, SGLANG_1B_URL). Servers that already answer on their ports are used as they are; others are started.
-Every run is one line of DIR/STAGE.jsonl as soon as it has ended. When the budget is spent, what is
-left is not run, and the last line says so.
+the servers' addresses in its environment: SGLANG_8B_URL, SGLANG_1B_URL).
+
+Servers that already answer on their ports are used as they are; others are started. Every run is
+one line of DIR/STAGE.jsonl as soon as it has ended. When the budget is spent, what is left is not
+run, and the last line says so.
 """
 
 from __future__ import annotations
