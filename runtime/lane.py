@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from costmodel.usage import Usage
 from runtime.backends.base import Backend, Request
-from runtime.gathering import Gathering
 from runtime.priming import (
     REMEMBERED_TOKENS,
     Prefill,
@@ -58,9 +57,6 @@ class Lane:
         self._held: dict[Prefill, list[Ticket]] = {}
         self._refusal: Callable[[], Exception] | None = None
         self._hold = prime and capabilities.prime_prefix
-        self._gathering = Gathering(capabilities.gather) if capabilities.gather else None
-        self._bytes_per_token = capabilities.bytes_per_token
-        self._timer: asyncio.TimerHandle | None = None
         self._priming = (
             Priming(
                 concurrent_reuse=not capabilities.prime_prefix,
@@ -101,7 +97,7 @@ class Lane:
         self._arrivals += 1
         ticket = Ticket(request.priority, self._arrivals, chain, n_chars)
         self.waiting += 1
-        self._push(ticket)
+        heapq.heappush(self._queue, (ticket.priority, ticket.arrival, ticket))
         self._admit()
         if ticket.granted:
             return ticket
@@ -161,30 +157,7 @@ class Lane:
             return None
         return self._priming.predict(ticket.prefill, usage.input_tokens)
 
-    def _push(self, ticket: Ticket) -> None:
-        heapq.heappush(self._queue, (ticket.priority, ticket.arrival, ticket))
-        if self._gathering is not None:
-            cached = 0
-            if self._priming is not None:
-                cached = self._priming.cached_chars(ticket.chain)
-            tokens = round((ticket.n_chars - cached) / self._bytes_per_token)
-            self._gathering.arrived(tokens, asyncio.get_running_loop().time())
-
-    def _gathered(self, gathering: Gathering) -> bool:
-        """Whether those that wait may go; if not yet, they will be looked at again in time."""
-        loop = asyncio.get_running_loop()
-        wait_s = gathering.wait_s(loop.time(), idle=not self.in_flight)
-        if wait_s > 0:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = loop.call_later(wait_s, self._admit)
-            return False
-        gathering.left()
-        return True
-
     def _admit(self) -> None:
-        if self._gathering is not None and not self._gathered(self._gathering):
-            return
         while self._queue and self._taken < max(1, self.engine.in_flight_limit):
             ticket = heapq.heappop(self._queue)[2]
             if ticket.gone or (self._hold and self._hold_back(ticket)):
@@ -216,7 +189,7 @@ class Lane:
             return
         if self._priming.end(ticket.prefill, cached=cached):
             for held in self._held.pop(ticket.prefill, ()):
-                self._push(held)
+                heapq.heappush(self._queue, (held.priority, held.arrival, held))
             self._admit()
 
     def _drop(self, ticket: Ticket) -> None:

@@ -95,10 +95,6 @@ class Priming:
                 self._pending.setdefault(block, prefill)
         return prefill
 
-    def cached_chars(self, chain: list[int]) -> int:
-        """Characters of a prompt that the engine has."""
-        return self._cached.peek(chain) * BLOCK_CHARS
-
     def may_hold(self, prefill: Prefill) -> bool:
         """Whether a prompt has enough that is not cached yet for others to wait for it."""
         cached = prefill.reused_chars // BLOCK_CHARS

@@ -14,7 +14,6 @@ from typing import Literal, Protocol
 from costmodel.tokens import BYTES_PER_TOKEN
 from costmodel.usage import Usage
 from runtime.errors import BackendError
-from runtime.gathering import GatherRule
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -131,7 +130,6 @@ class Capabilities:
         techniques: names of the attention techniques that may be asked for
             (`costmodel.techniques.named`).
         open_prompts: whether `Backend.open_prompt` takes prompts that grow.
-        gather: how long ready calls wait for company; None where it does not help.
     """
 
     max_in_flight: int
@@ -150,7 +148,6 @@ class Capabilities:
     seeded: bool = True
     warms: bool = False
     open_prompts: bool = False
-    gather: GatherRule | None = None
     notes: tuple[str, ...] = field(default=())
     techniques: tuple[str, ...] = ()
 

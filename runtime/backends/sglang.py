@@ -45,18 +45,6 @@ costs one round trip, not sharing costs the prefix again for each request in the
 _log = logging.getLogger("halo.sglang")
 
 
-def _gather_from_env() -> Any:
-    import os
-
-    from runtime.gathering import GatherRule
-
-    text = os.environ.get("HALO_GATHER", "")
-    if not text:
-        return None
-    pause, longest, enough = text.split(",")
-    return GatherRule(float(pause), float(longest), int(enough))
-
-
 def capabilities_of(
     info: ServerInfo, template: ChatFormat | None, max_in_flight: int | None
 ) -> Capabilities:
@@ -84,7 +72,6 @@ def capabilities_of(
         bytes_per_token=BYTES_PER_TOKEN if template is None else template.bytes_per_token,
         seeded=info.seeded,
         warms=info.prefix_cache,
-        gather=_gather_from_env(),
         notes=tuple(notes),
     )
 
