@@ -18,28 +18,33 @@ T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def real_timer(seconds: float, expire: Callable[[], None]) -> Generator[None, None, None]:
-    """Call `expire` in the loop's thread when the block lasts more than `seconds` of real time."""
+def real_timer(seconds: float, expire: Callable[[], float | None]) -> Generator[None, None, None]:
+    """Call `expire` in the loop's thread when the block lasts more than `seconds` of real time, and
+    again after as many seconds as it returns, if it does."""
     loop = asyncio.get_running_loop()
     over = False
+    cancel: Callable[[], None]
 
     def fire() -> None:
-        if not over:
-            expire()
+        if not over and (more_s := expire()) is not None:
+            start(more_s)
 
     def fire_from_thread() -> None:
         # The loop may have been closed since.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(fire)
 
-    cancel: Callable[[], None]
-    if isinstance(loop, VirtualEventLoop):
-        timer = threading.Timer(seconds, fire_from_thread)
-        timer.daemon = True
-        timer.start()
-        cancel = timer.cancel
-    else:
-        cancel = loop.call_later(seconds, fire).cancel
+    def start(seconds: float) -> None:
+        nonlocal cancel
+        if isinstance(loop, VirtualEventLoop):
+            timer = threading.Timer(seconds, fire_from_thread)
+            timer.daemon = True
+            timer.start()
+            cancel = timer.cancel
+        else:
+            cancel = loop.call_later(seconds, fire).cancel
+
+    start(seconds)
     try:
         yield
     finally:

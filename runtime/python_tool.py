@@ -13,17 +13,19 @@ import contextvars
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from planner.logical import Json
 from runtime.clock import Clock
 from runtime.deadline import finish_within
 from runtime.errors import ToolError, ToolTimeoutError
 from runtime.json_value import JsonRows, NotJson, to_json
+from runtime.thread_lane import NoThreadError, ThreadLane
 from runtime.threads import start_in_thread
 from runtime.tools import OnRows, ToolSpec
 
 T = TypeVar("T")
+OnEnd: TypeAlias = "Callable[[float, float], None]"
 
 IDEMPOTENCY_KEY = "idempotency_key"
 _MAX_MESSAGE_CHARS = 2000
@@ -57,11 +59,7 @@ async def in_thread(function: Callable[[], T], name: str) -> T:
     try:
         start_in_thread(work, name)
     except RuntimeError as refused:
-        raise ToolError(
-            f"no thread could be started for {name} ({refused}); calls that never end keep theirs",
-            tool=name,
-            retryable=True,
-        ) from refused
+        raise _no_thread(name, refused) from refused
     result, error = await future
     if error is not None:
         raise error
@@ -74,9 +72,13 @@ async def call_python(
     idempotency_key: str,
     clock: Clock,
     on_rows: OnRows | None = None,
+    *,
+    lane: ThreadLane | None = None,
+    on_end: OnEnd | None = None,
 ) -> Json:
     """The JSON value of one call of a Python tool; of a generator, the list of what it yields, of
-    which `on_rows` is told as it comes.
+    which `on_rows` is told as it comes. With a `lane`, the call may wait there for a thread;
+    `on_end` is then told when it started and how long it ran (`ThreadLane.run`).
 
     The timeout of a function in a thread is real time; that of a coroutine function is the loop's
     time, which under virtual time takes none. Raises `ToolError`, retryable when the function
@@ -87,13 +89,21 @@ async def call_python(
     if takes_idempotency_key(spec.function):
         keywords[IDEMPOTENCY_KEY] = idempotency_key
     bound = partial(spec.function, **keywords)
-    if _runs_on_loop(spec.function):
+    if runs_on_loop(spec.function):
         return await _on_loop(spec, bound, on_rows)
+    late = partial(timeout_error, spec.name, spec.timeout_s)
+    if lane is not None:
+        in_this_thread = partial(_in_this_thread, spec, bound, on_rows)
+        try:
+            with clock.outside():
+                return await lane.run(in_this_thread, spec.timeout_s, late, on_end)
+        except NoThreadError as refused:
+            raise _no_thread(spec.name, refused) from refused
     return await finish_within(
         in_thread(partial(_in_this_thread, spec, bound, on_rows), f"halo-tool-{spec.name}"),
         spec.timeout_s,
         clock,
-        partial(timeout_error, spec.name, spec.timeout_s),
+        late,
     )
 
 
@@ -109,6 +119,14 @@ def timeout_error(name: str, timeout_s: float) -> ToolTimeoutError:
     return ToolTimeoutError(
         f"tool {name!r} did not answer within {timeout_s:g} s; raise its timeout, or make "
         "it faster",
+        tool=name,
+        retryable=True,
+    )
+
+
+def _no_thread(name: str, refused: RuntimeError) -> ToolError:
+    return ToolError(
+        f"no thread could be started for {name} ({refused}); calls that never end keep theirs",
         tool=name,
         retryable=True,
     )
@@ -169,7 +187,8 @@ def _tool_error(name: str, error: BaseException) -> ToolError:
     )
 
 
-def _runs_on_loop(function: Callable[..., Any]) -> bool:
+def runs_on_loop(function: Callable[..., Any]) -> bool:
+    """Whether a tool's function is asynchronous."""
     call: Any = getattr(type(function), "__call__", None)  # noqa: B004
     return any(
         inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each)

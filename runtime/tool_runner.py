@@ -11,14 +11,14 @@ import asyncio
 import hashlib
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from planner.logical import Effect, Json, Sql, canonical_json, strongest
 from runtime.clock import Clock
 from runtime.errors import DrainingError, ToolError
 from runtime.http_tool import HttpTools
-from runtime.python_tool import call_python
+from runtime.python_tool import call_python, runs_on_loop
 from runtime.records import CallRecord, CallSite, Store
 from runtime.retry import RetryPolicy
 from runtime.sharing import CallTable
@@ -26,7 +26,9 @@ from runtime.sql_batches import MAX_LOOKUPS, SqlBatches
 from runtime.sql_keys import QueryKeys
 from runtime.sql_tool import Databases
 from runtime.streaming import Listener, RowStreams
+from runtime.thread_lane import ThreadLane
 from runtime.tool_arguments import ArgumentChecker
+from runtime.tool_slots import ToolSlots
 from runtime.tools import OnRows, ToolSpec
 
 _MAX_QUERIES = max(4, os.cpu_count() or 1)
@@ -47,6 +49,8 @@ class _Call:
     site: CallSite
     attempts: int
     run: Callable[[], Awaitable[Json]]
+    began_s: list[float] = field(default_factory=list[float])
+    """When attempts began to run, where that is later than when they were sent."""
 
 
 class ToolRunner:
@@ -77,7 +81,8 @@ class ToolRunner:
         self._batches = SqlBatches()
         self._query_keys = QueryKeys()
         self._streams = RowStreams()
-        self._slots: dict[str, asyncio.Semaphore] = {}
+        self._slots: dict[str, ToolSlots] = {}
+        self._lanes: dict[str, ThreadLane] = {}
         self._arguments = ArgumentChecker()
         self._origin_s = clock.now_s()
         self._refused = ""
@@ -111,11 +116,22 @@ class ToolRunner:
                 return await self._http.call(spec, arguments, idempotency_key)
             if spec.function is None:
                 raise ToolError(f"tool {name!r} has neither a function nor a URL", tool=name)
-            on_row = self._streams.attempt(key)
-            return await call_python(spec, arguments, idempotency_key, self._clock, on_row)
+            return await call_python(
+                spec,
+                arguments,
+                idempotency_key,
+                self._clock,
+                self._streams.attempt(key),
+                lane=self._lane_of(spec),
+                on_end=ran,
+            )
+
+        def ran(began_s: float, seconds: float) -> None:
+            call.began_s.append(began_s)
+            slots.took(seconds)
 
         attempts = 1 + (spec.retries if spec.effect is Effect.PURE else 0)
-        slots = self._semaphore(f"tool {name}", spec.max_concurrency)
+        slots = self._places(f"tool {name}", spec.max_concurrency)
         call = _Call(key, kind, name, site, attempts, run)
         with self._streams.listening(key, listener):
             return await self._table.once(key, site, lambda: self._make(call, slots))
@@ -175,11 +191,11 @@ class ToolRunner:
         call = _Call(key, "sql", path.name, site, 1, run)
         if batched:
             # They wait for each other's batch, not for a slot each.
-            slots = self._semaphore(f"sql batched {path}", MAX_LOOKUPS)
+            slots = self._places(f"sql batched {path}", MAX_LOOKUPS)
         else:
             # Queries that write are serial for each file.
             most = _MAX_QUERIES if op.read_only else 1
-            slots = self._semaphore(f"sql {op.read_only} {path}", most)
+            slots = self._places(f"sql {op.read_only} {path}", most)
         with self._streams.listening(key, listener):
             return await self._table.once(key, site, lambda: self._make(call, slots))
 
@@ -194,7 +210,7 @@ class ToolRunner:
         await self._http.close()
         await self._databases.close()
 
-    async def _make(self, call: _Call, slots: asyncio.Semaphore) -> CallRecord:
+    async def _make(self, call: _Call, slots: ToolSlots) -> CallRecord:
         self._check_running()
         queued_s = self._clock.now_s()
         await slots.acquire()
@@ -212,6 +228,7 @@ class ToolRunner:
             except ToolError as error:
                 durable = self._store.record_call(self._record(call, queued_s, start_s, error))
                 raise
+            start_s = max(start_s, *call.began_s[:1], start_s)
             record = self._record(call, queued_s, start_s, None, value, attempts)
             durable = self._store.record_call(record)
             return record
@@ -276,7 +293,7 @@ class ToolRunner:
             error=None if error is None else f"{type(error).__name__}: {error}",
         )
 
-    def _release(self, slots: asyncio.Semaphore, durable: asyncio.Future[None]) -> None:
+    def _release(self, slots: ToolSlots, durable: asyncio.Future[None]) -> None:
         error = None if durable.cancelled() else durable.exception()
         if error is not None:
             # To go on would make calls that a resume repeats, writes among them.
@@ -292,11 +309,21 @@ class ToolRunner:
         if self._refused:
             raise DrainingError(self._refused) from cause
 
-    def _semaphore(self, name: str, limit: int) -> asyncio.Semaphore:
+    def _places(self, name: str, limit: int) -> ToolSlots:
         slots = self._slots.get(name)
         if slots is None:
-            slots = self._slots[name] = asyncio.Semaphore(max(1, limit))
+            slots = self._slots[name] = ToolSlots(limit)
         return slots
+
+    def _lane_of(self, spec: ToolSpec) -> ThreadLane | None:
+        """The threads of a tool that blocks. Writes go one by one."""
+        if spec.function is None or spec.effect is not Effect.PURE or runs_on_loop(spec.function):
+            return None
+        lane = self._lanes.get(spec.name)
+        if lane is None:
+            lane = ThreadLane(spec.max_concurrency, f"halo-tool-{spec.name}")
+            self._lanes[spec.name] = lane
+        return lane
 
     def _key(self, kind: str, name: str, digest: str, arguments: Json, identity: str) -> str:
         text = canonical_json([self._tenant, kind, name, digest, arguments, identity])

@@ -17,6 +17,7 @@ import pytest
 from tool_desk import Desk, once, pure, run, site, write
 
 from planner.logical import Effect, Json, Sql
+from runtime import threads
 from runtime.errors import DrainingError, ToolError, ToolTimeoutError
 from runtime.http_tool import HttpTools
 from runtime.memory_store import MemoryStore
@@ -345,6 +346,7 @@ def test_without_threads_left_a_call_is_an_error(monkeypatch: pytest.MonkeyPatch
         desk = Desk(pure(lambda: 1, retries=0))
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", refuse)
+            patch.setattr(threads, "_idle", [])  # none left from earlier calls
             with pytest.raises(ToolError, match="no thread could be started"):
                 await desk.call("f")
         assert (await desk.call("f")).value == 1

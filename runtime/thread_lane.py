@@ -1,0 +1,172 @@
+"""A queue of functions in front of a few threads, which go from one function to the next without
+the event loop in between.
+
+A function of microseconds costs the loop a hand-over of the interpreter, which takes milliseconds
+while the loop is busy. Threads that take the next function themselves do many of them in one
+hand-over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from runtime.deadline import real_timer
+from runtime.threads import start_in_thread
+
+T = TypeVar("T")
+
+
+class NoThreadError(RuntimeError):
+    """No thread could be started."""
+
+
+class _Job(Generic[T]):
+    """A function on its way. `started_s` is on the loop's clock; `began_s` and `took_s` are real
+    time, which a virtual loop's clock does not follow."""
+
+    def __init__(self, function: Callable[[], T], loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.future: asyncio.Future[tuple[T | None, BaseException | None]] = loop.create_future()
+        self.context = contextvars.copy_context()
+        self.function = function
+        self.started_s: float | None = None
+        self.began_s = 0.0
+        self.took_s = 0.0
+        self.abandoned = False
+        self.ended = False
+
+    def run(self) -> None:
+        """In a thread: run the function and hand its outcome to the loop."""
+        result: T | None = None
+        error: BaseException | None = None
+        try:
+            result = self.context.run(self.function)
+        except BaseException as raised:
+            error = raised
+        self.took_s = time.perf_counter() - self.began_s
+        self.end(result, error)
+
+    def end(self, result: T | None, error: BaseException | None) -> None:
+        """Hand an outcome to the loop, from any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            self.loop.call_soon_threadsafe(self._deliver, result, error)
+
+    def _deliver(self, result: T | None, error: BaseException | None) -> None:
+        # As a value: a future refuses StopIteration as an exception.
+        if not self.future.done():
+            self.future.set_result((result, error))
+
+
+class ThreadLane:
+    """Runs functions in the order in which they come, `most` at once.
+
+    A function that is given up (its time is over, or nobody waits for it any more) runs on in its
+    thread, which no longer counts: another takes its place.
+    """
+
+    def __init__(self, most: int, name: str) -> None:
+        self._most = most
+        self._name = name
+        self._lock = threading.Lock()
+        self._jobs: deque[_Job[object]] = deque()
+        self._threads = 0
+
+    async def run(
+        self,
+        function: Callable[[], T],
+        limit_s: float,
+        late: Callable[[], Exception],
+        on_end: Callable[[float, float], None] | None = None,
+    ) -> T:
+        """The result of `function`, or what it raises; `late()` is raised after it has run for
+        `limit_s` seconds of real time, not counting the time in the queue. `on_end` is told when it
+        started, on the loop's clock, and how many seconds it ran. Hold `clock.outside()` around
+        this. Raises `NoThreadError`."""
+        loop = asyncio.get_running_loop()
+        job: _Job[T] = _Job(function, loop)
+        with self._lock:
+            self._jobs.append(job)  # type: ignore[arg-type]
+        self._start_threads()
+        given_up: Exception | None = None
+
+        def look() -> float | None:
+            nonlocal given_up
+            if job.started_s is None:
+                return limit_s
+            left_s = job.began_s + limit_s - time.perf_counter()
+            if left_s > 0 and not job.future.done():
+                return left_s
+            given_up = late()
+            job.future.cancel()
+            return None
+
+        try:
+            with real_timer(limit_s, look):
+                result, error = await job.future
+        except asyncio.CancelledError:
+            self._give_up(job)
+            current = asyncio.current_task()
+            if given_up is not None and not (current and current.cancelling()):
+                raise given_up from None
+            raise
+        if on_end is not None and job.started_s is not None:
+            on_end(job.started_s, job.took_s)
+        if error is not None:
+            raise error
+        return result  # type: ignore[return-value]
+
+    def _start_threads(self) -> None:
+        with self._lock:
+            n = min(len(self._jobs), self._most - self._threads)
+            self._threads += n
+        for i in range(n):
+            try:
+                start_in_thread(self._work, self._name)
+            except RuntimeError as refused:
+                self._refused(n - i, refused)
+                return
+
+    def _refused(self, n_threads: int, refused: RuntimeError) -> None:
+        """Without any thread, nobody would ever take what waits."""
+        with self._lock:
+            self._threads -= n_threads
+            if self._threads:
+                return
+            jobs = tuple(self._jobs)
+            self._jobs.clear()
+        for job in jobs:
+            job.end(None, NoThreadError(str(refused)))
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._jobs:
+                    self._threads -= 1
+                    return
+                job = self._jobs.popleft()
+                job.began_s = time.perf_counter()
+                job.started_s = job.loop.time()
+            job.run()
+            with self._lock:
+                if job.abandoned:
+                    return
+                job.ended = True
+
+    def _give_up(self, job: _Job[T]) -> None:
+        with self._lock:
+            if job.started_s is None:
+                with contextlib.suppress(ValueError):
+                    self._jobs.remove(job)  # type: ignore[arg-type]
+                return
+            if job.ended:
+                return
+            job.abandoned = True
+            self._threads -= 1
+        self._start_threads()
