@@ -1,22 +1,28 @@
 """Look-ups that wait for the same database, asked together.
 
 While a batch of an operator is under way, its further look-ups gather; the next batch takes all of
-them. So batches are as large as the database is slow, and a single look-up waits for nobody.
+them. So batches are as large as the database is slow, and a single look-up waits for nobody. A
+query has one thread, so a batch that would take long is cut into parts that run side by side.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from planner.logical import Json, Sql
 from planner.sql_batch import INDEX, INDICES, ORDER, batched_text
+from runtime.clock import wall_s
 from runtime.errors import ToolError
 
 MAX_LOOKUPS = 1024
 """Look-ups of one batch: the answers of all are held at once."""
+
+WORTH_A_PART_S = 0.02
+"""A part of a batch takes at least this long, as far as can be told: each costs a query."""
 
 Ask: TypeAlias = "Callable[[str, Mapping[str, Json], int], Awaitable[Sequence[Json]]]"
 """Runs a query text with parameters, for at most so many rows."""
@@ -34,14 +40,29 @@ class _Shape:
 
     waiting: list[_Lookup] = field(default_factory=list[_Lookup])
     task: asyncio.Task[None] | None = None
+    lookup_s: float = 0.0
+    """Seconds of a look-up in the last batch; 0 while that is not known."""
 
 
 class SqlBatches:
-    """The batches of a run. `batches` and `lookups` count what was sent and what it answered."""
+    """The batches of a run.
 
-    def __init__(self) -> None:
+    Args:
+        most_parts: parts of batches that run side by side in one database.
+        is_open: whether a database's file has been opened: otherwise its first answer takes longer.
+
+    Attributes:
+        batches, lookups: counts of what was sent together and what it answered.
+    """
+
+    def __init__(
+        self, most_parts: int = 1, is_open: Callable[[str], bool] = lambda database: True
+    ) -> None:
         self.batches = 0
         self.lookups = 0
+        self._most_parts = most_parts
+        self._is_open = is_open
+        self._running: Counter[str] = Counter()
         self._shapes: dict[tuple[str, str, int, tuple[str, ...]], _Shape] = {}
 
     async def query(self, op: Sql, params: Mapping[str, Json], ask: Ask) -> list[Json]:
@@ -63,10 +84,11 @@ class SqlBatches:
         taken: list[_Lookup] = []
         try:
             while shape.waiting:
-                taken = shape.waiting[:MAX_LOOKUPS]
+                # One alone tells how long one takes.
+                taken = shape.waiting[: MAX_LOOKUPS if shape.lookup_s else 1]
                 del shape.waiting[: len(taken)]
                 try:
-                    await self._ask(op, taken, ask)
+                    await self._ask_in_parts(op, shape, taken, ask)
                 except Exception as error:  # a defect: it ends the look-ups, not the ones to come
                     for lookup in taken:
                         if not lookup.answer.done():
@@ -76,6 +98,22 @@ class SqlBatches:
             for lookup in (*taken, *shape.waiting):
                 lookup.answer.cancel()
             shape.waiting.clear()
+
+    async def _ask_in_parts(
+        self, op: Sql, shape: _Shape, lookups: Sequence[_Lookup], ask: Ask
+    ) -> None:
+        free = self._most_parts - self._running[op.database]
+        wanted = int(len(lookups) * shape.lookup_s / WORTH_A_PART_S)
+        parts = max(1, min(len(lookups), free, wanted))
+        known = self._is_open(op.database)
+        began_s = wall_s()
+        self._running[op.database] += parts
+        try:
+            await asyncio.gather(*(self._ask(op, lookups[i::parts], ask) for i in range(parts)))
+        finally:
+            self._running[op.database] -= parts
+        if known:
+            shape.lookup_s = (wall_s() - began_s) * parts / len(lookups)
 
     async def _ask(self, op: Sql, lookups: Sequence[_Lookup], ask: Ask) -> None:
         text = None

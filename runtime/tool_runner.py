@@ -78,7 +78,7 @@ class ToolRunner:
         self._clock = clock
         self._tenant = tenant
         self._http = HttpTools(clock)
-        self._batches = SqlBatches()
+        self._batches = SqlBatches(_MAX_QUERIES, databases.is_open)
         self._query_keys = QueryKeys()
         self._streams = RowStreams()
         self._slots: dict[str, ToolSlots] = {}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from planner.logical import Const, Json, Sql
+from runtime import sql_batches, tool_runner
 from runtime.clock import LoopClock, new_event_loop
 from runtime.errors import ToolError
 from runtime.memory_store import MemoryStore
@@ -65,7 +66,8 @@ def ask_all(path: Path, op: Sql, values: Sequence[Json]) -> tuple[list[Json], in
         return loop.run(main())
 
 
-def test_look_ups_of_many_rows_are_few_queries(shop: Path) -> None:
+def test_look_ups_of_many_rows_are_few_queries(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tool_runner, "_MAX_QUERIES", 1)  # however slow the machine is
     found, queries = ask_all(shop, LOOKUP, [i % 25 for i in range(60)])
     assert found == [
         [{"name": f"n{2 * (i % 25)}"}, {"name": f"n{2 * (i % 25) + 1}"}] if i % 25 < 20 else []
@@ -92,50 +94,67 @@ def test_each_look_up_has_its_own_limit(shop: Path) -> None:
     assert ask_all(shop, op, [3, 4])[0] == [[{"name": "n6"}], [{"name": "n8"}]]
 
 
-def test_a_batch_takes_those_that_gathered_while_the_last_was_asked() -> None:
-    asked: list[int] = []
+class SlowDatabase:
+    """Takes `each_s` for every look-up of a query."""
 
-    async def ask(text: str, params: Mapping[str, Json], max_rows: int) -> Sequence[Json]:
+    def __init__(self, each_s: float) -> None:
+        self.sizes: list[int] = []
+        self.running = self.peak = 0
+        self._each_s = each_s
+
+    async def ask(self, text: str, params: Mapping[str, Json], max_rows: int) -> Sequence[Json]:
         indices = params.get("halo_indices")
+        values = params["id"]
         size = len(indices) if isinstance(indices, list) else 1
-        asked.append(size)
-        await asyncio.sleep(1)
-        return (
-            [{"halo index": i, "name": i, "halo order": 0} for i in range(size)]
-            if size > 1
-            else [{"name": 0}]
-        )
+        self.sizes.append(size)
+        self.running += 1
+        self.peak = max(self.peak, self.running)
+        await asyncio.sleep(self._each_s * size)
+        self.running -= 1
+        if not isinstance(values, list):
+            return [{"name": values}]
+        return [{"halo index": i, "name": value, "halo order": 0} for i, value in enumerate(values)]
 
-    async def main() -> int:
-        batches = SqlBatches()
 
-        async def later(value: int) -> None:
+def ask_slowly(
+    database: SlowDatabase, values: Sequence[int], most_parts: int, monkeypatch: pytest.MonkeyPatch
+) -> list[list[Json]]:
+    """Look-ups that become ready a tenth of a second after each other."""
+
+    async def main() -> list[list[Json]]:
+        batches = SqlBatches(most_parts)
+        monkeypatch.setattr(sql_batches, "wall_s", asyncio.get_running_loop().time)
+
+        async def later(value: int) -> list[Json]:
             await asyncio.sleep(0.1 * value)
-            await batches.query(LOOKUP, {"id": value}, ask)
+            return await batches.query(LOOKUP, {"id": value}, database.ask)
 
-        await asyncio.gather(*(later(value) for value in range(20)))
-        return batches.lookups
-
-    with asyncio.Runner(loop_factory=lambda: new_event_loop(True)) as loop:
-        assert loop.run(main()) == 19
-    assert asked[0] == 1
-    assert sum(asked) == 20
-    assert len(asked) <= 4
-
-
-def test_a_defect_reaches_all_who_wait() -> None:
-    """What fails in no way that a query fails ends the look-ups instead of leaving them waiting."""
-
-    async def ask(text: str, params: Mapping[str, Json], max_rows: int) -> Sequence[Json]:
-        await asyncio.sleep(1)
-        raise RuntimeError("defect")
-
-    async def main() -> list[BaseException | list[Json]]:
-        batches = SqlBatches()
-        asked = (batches.query(LOOKUP, {"id": value}, ask) for value in range(5))
-        async with asyncio.timeout(60):
-            return await asyncio.gather(*asked, return_exceptions=True)
+        return await asyncio.gather(*(later(value) for value in values))
 
     with asyncio.Runner(loop_factory=lambda: new_event_loop(True)) as loop:
-        found = loop.run(main())
-    assert [repr(each) for each in found] == ["RuntimeError('defect')"] * 5
+        return loop.run(main())
+
+
+def test_a_batch_takes_those_that_gathered_while_the_last_was_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    database = SlowDatabase(0.25)
+    assert ask_slowly(database, range(20), 1, monkeypatch) == [[{"name": i}] for i in range(20)]
+    # Those that came meanwhile, and then all the others, each when the last was done.
+    assert database.sizes == [1, 2, 5, 12]
+
+
+def test_a_batch_that_would_take_long_is_asked_in_parts_side_by_side(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    database = SlowDatabase(1.0)
+    values = list(range(9))
+    assert ask_slowly(database, values, 4, monkeypatch) == [[{"name": i}] for i in values]
+    assert database.sizes == [1, 2, 2, 2, 2]
+    assert database.peak == 4
+
+
+def test_short_look_ups_are_one_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    database = SlowDatabase(0.0001)
+    assert ask_slowly(database, [0] * 50, 4, monkeypatch) == [[{"name": 0}]] * 50
+    assert database.sizes == [1, 49]
