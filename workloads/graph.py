@@ -185,7 +185,7 @@ class Workload:
     Attributes:
         build: the definition, from `Ops` and the columns to the result.
         rows: `count` rows from a seed.
-        count: rows at scale 1.
+        count: rows at scale 1: those of the published runs.
         database: tables it queries, a name of `workloads.tables`; empty for none.
         models: short names of models that it uses.
     """

@@ -239,9 +239,11 @@ CHUNKS = tuple(f"chunk{k}" for k in range(6))
 CASE = ("context", "question")
 DOCUMENTS = ("stock", "day", *(f"doc{k}" for k in range(14)))
 
-MAP_REDUCE = Workload("mapred", "map and reduce", CASE, map_reduce, cases, 36)
-DEBATE = Workload("debate", "debate", CASE, debate, cases, 36)
-REFLECT = Workload("reflect", "reflection", CASE, reflect, cases, 48)
-ITERATIVE = Workload("iterative", "iterative summary", CHUNKS, iterative, items, 24)
-PARALLEL = Workload("parallel", "parallel chunks", CHUNKS, parallel, short_items, 6)
-TRADING = Workload("trading", "trading desk", DOCUMENTS, trading, stock_days, 4)
+# As many rows as the published runs have: six questions on each of 100 or 200 contexts, 200 and 100
+# items, a batch of 80 stock days.
+MAP_REDUCE = Workload("mapred", "map and reduce", CASE, map_reduce, cases, 600)
+DEBATE = Workload("debate", "debate", CASE, debate, cases, 600)
+REFLECT = Workload("reflect", "reflection", CASE, reflect, cases, 1200)
+ITERATIVE = Workload("iterative", "iterative summary", CHUNKS, iterative, items, 200)
+PARALLEL = Workload("parallel", "parallel chunks", CHUNKS, parallel, short_items, 100)
+TRADING = Workload("trading", "trading desk", DOCUMENTS, trading, stock_days, 80)

@@ -365,11 +365,14 @@ def _popular(seed: int, i: int, pool: int) -> int:
 
 
 BOTH = (BIG, SMALL)
-W1 = Workload("w1", "IMDb diamond", ("uq",), imdb_diamond, movie_questions, 48, "imdb", BOTH)
+COUNT = 1024
+"""Questions of the published runs."""
+
+W1 = Workload("w1", "IMDb diamond", ("uq",), imdb_diamond, movie_questions, COUNT, "imdb", BOTH)
 W2 = Workload(
-    "w2", "IMDb triple chain", ("uq",), imdb_triple_chain, movie_questions, 48, "imdb", BOTH
+    "w2", "IMDb triple chain", ("uq",), imdb_triple_chain, movie_questions, COUNT, "imdb", BOTH
 )
-W3 = Workload("w3", "wiki long chain", ("uq",), wiki_long_chain, wiki_titles, 40, "wiki", BOTH)
-W4 = Workload("w4", "wiki bridge", ("uq",), wiki_bridge, wiki_titles, 48, "wiki", BOTH)
-W5 = Workload("w5", "TPC-H trident", ("uq",), tpch_trident, tpch_questions, 96, "tpch", BOTH)
-W6 = Workload("w6", "TPC-H fan-out", ("uq",), tpch_fanout, tpch_questions, 80, "tpch", BOTH)
+W3 = Workload("w3", "wiki long chain", ("uq",), wiki_long_chain, wiki_titles, COUNT, "wiki", BOTH)
+W4 = Workload("w4", "wiki bridge", ("uq",), wiki_bridge, wiki_titles, COUNT, "wiki", BOTH)
+W5 = Workload("w5", "TPC-H trident", ("uq",), tpch_trident, tpch_questions, COUNT, "tpch", BOTH)
+W6 = Workload("w6", "TPC-H fan-out", ("uq",), tpch_fanout, tpch_questions, COUNT, "tpch", BOTH)

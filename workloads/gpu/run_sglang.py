@@ -8,8 +8,9 @@ thing switched off at a time), `distinct` (rows without repetition), `extra:COMM
 the servers' addresses in its environment: SGLANG_8B_URL, SGLANG_1B_URL).
 
 Servers that already answer on their ports are used as they are; others are started. Every run is
-one line of DIR/STAGE.jsonl as soon as it has ended. When the budget is spent, what is left is not
-run, and the last line says so.
+one line of DIR/STAGE.jsonl as soon as it has ended; runs that are there already are not repeated.
+When the budget is spent, what is left is not run, and the last line says so: the same command with
+the same DIR goes on. With several cards, one process for each, `--device` and a DIR of its own.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from workloads.baselines import BASELINES
 from workloads.catalogue import named
 from workloads.compare import (
     ABLATIONS,
@@ -51,6 +54,8 @@ from workloads.mock_api import MockApi
 from workloads.text import words
 
 PORTS = {"8b": 31008, "1b": 31001}
+"""Of the first card's servers."""
+PORTS_OF_A_DEVICE = 100
 POLICIES = {
     "plan": [
         "--schedule-policy", "fcfs", "--enable-priority-scheduling",
@@ -89,7 +94,8 @@ class Servers:
         self._arguments = arguments
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._policy = ""
-        self.urls = {name: f"http://127.0.0.1:{port}" for name, port in PORTS.items()}
+        self._ports = {n: port + PORTS_OF_A_DEVICE * arguments.device for n, port in PORTS.items()}
+        self.urls = {name: f"http://127.0.0.1:{port}" for name, port in self._ports.items()}
 
     def ensure(self, policy: str) -> None:
         """Have the servers up under `policy`; restarts what runs under another one."""
@@ -114,7 +120,8 @@ class Servers:
         return ServerLogs({name: self._log(name, policy) for name in PORTS})
 
     def _log(self, name: str, policy: str) -> Path:
-        return Path(tempfile.gettempdir()) / f"halo-server-{name}-{policy}.log"
+        device = self._arguments.device
+        return Path(tempfile.gettempdir()) / f"halo-server-{device}-{name}-{policy}.log"
 
     def stop(self) -> None:
         """End the servers that this process started, and those that it found."""
@@ -136,13 +143,15 @@ class Servers:
         model = write_model("tiny" if arguments.cpu else name, Path(arguments.models))
         command = [arguments.python, "-P", str(HERE / "serve.py")]
         environment = dict(os.environ)
+        if not arguments.cpu:
+            environment["CUDA_VISIBLE_DEVICES"] = str(arguments.device)
         if arguments.cpu:
             shim = HERE.parent.parent / "runtime" / "backends" / "sglang_cpu.py"
             command += ["--cpu-shim", str(shim)]
             environment["OMP_NUM_THREADS"] = "1"
         command += [
             "--model-path", str(model), "--load-format", "dummy", "--served-model-name", name,
-            "--host", "127.0.0.1", "--port", str(PORTS[name]), "--enable-cache-report",
+            "--host", "127.0.0.1", "--port", str(self._ports[name]), "--enable-cache-report",
             "--enable-metrics", "--skip-server-warmup", *POLICIES[policy],
         ]  # fmt: skip
         command += CPU_FLAGS if arguments.cpu else GPU_FLAGS[name]
@@ -172,7 +181,7 @@ class Servers:
         with urllib.request.urlopen(f"{self.urls[name]}/server_info", timeout=10) as answer:
             found = json.load(answer)["schedule_policy"]
         if found != POLICIES[policy][1]:
-            sys.exit(f"port {PORTS[name]} has a server with policy {found}; stop it first")
+            sys.exit(f"port {self._ports[name]} has a server with policy {found}; stop it first")
         return True
 
     def _healthy(self, name: str) -> bool:
@@ -238,6 +247,9 @@ class Log:
 
     def __init__(self, path: Path, deadline_s: float) -> None:
         self.folder = path.parent
+        self.records: list[dict[str, Any]] = []
+        if path.exists():
+            self.records = [json.loads(line) for line in path.open(encoding="utf-8")]
         self._file = path.open("a", encoding="utf-8")
         self._deadline_s = deadline_s
 
@@ -246,11 +258,33 @@ class Log:
         return self._deadline_s - time.perf_counter()
 
     def write(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
+    def makespan_s(self, system: str, workload: Workload, seed: int) -> float | None:
+        """Of a run of this workload with as many rows; None when there is none."""
+        for r in self.records:
+            same = (r.get("system"), r.get("workload"), r.get("seed"), r.get("rows"))
+            if same == (system, workload.name, seed, workload.count) and "makespan_s" in r:
+                return float(r["makespan_s"])
+        return None
+
+    def worth_repeating(self, system: str, workload: Workload, seed: int, within: float) -> bool:
+        """Whether a system is to be run again after `seed`: Halo always, a baseline when it was
+        near the best of them."""
+        known = {s: self.makespan_s(s, workload, seed) for s in BASELINES}
+        best = min((s for s in known.values() if s is not None), default=None)
+        own = known.get(system)
+        return own is None or best is None or own <= best * (1 + within)
+
     def run(self, **what: Any) -> bool:
         """Make one run and record it; False when no time is left."""
+        workload, rows = what.get("workload"), what.get("rows")
+        if isinstance(workload, Workload) and isinstance(rows, list):
+            asked = replace(workload, count=len(rows))
+            if self.makespan_s(str(what.get("system")), asked, what["seed"]) is not None:
+                return True
         if self.left_s < 0:
             self.write({"note": "budget spent", "next": str(what.get("system"))})
             return False
@@ -296,12 +330,15 @@ def run_stage(
             run_one(bench, system, small, small.rows(2, 0), 0)
     if stage == "main":
         for name, url in servers.urls.items():
-            log.write({"note": "peak", "model": name, **peak_rates(url, small=arguments.cpu)})
+            if not any(r.get("note") == "peak" and r["model"] == name for r in log.records):
+                log.write({"note": "peak", "model": name, **peak_rates(url, small=arguments.cpu)})
         systems = arguments.systems.split(",")
         for seed in seeds:
             for workload in workloads:
                 rows = workload.rows(workload.count, seed)
                 for system in in_turn(systems, seed):
+                    if seed > 1 and not log.worth_repeating(system, workload, 1, arguments.within):
+                        continue
                     if not log.run(bench=bench, system=system, workload=workload, rows=rows,
                                    seed=seed):  # fmt: skip
                         return
@@ -422,7 +459,15 @@ def main() -> None:
     parser.add_argument("--systems", default="halo,async,langgraph,operators")
     parser.add_argument("--seeds", type=int, default=3, help="the last one")
     parser.add_argument("--first-seed", type=int, default=1)
-    parser.add_argument("--scale", type=float, default=1.0, help="times the rows")
+    parser.add_argument("--scale", type=float, default=1.0, help="times the published rows")
+    parser.add_argument(
+        "--within",
+        type=float,
+        default=float("inf"),
+        help="main: after the first seed, leave out baselines that took more than "
+        "this share longer than the best",
+    )
+    parser.add_argument("--device", type=int, default=0, help="the card")
     parser.add_argument("--budget-s", type=float, default=520.0)
     parser.add_argument("--cpu", action="store_true", help="dry run: tiny model, no accelerator")
     parser.add_argument("--keep", action="store_true", help="leave the servers running")
