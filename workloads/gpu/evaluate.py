@@ -50,7 +50,7 @@ def ratio_rows(main: Records, lpm: Records) -> list[list[str]]:
             each = by_seed(main, name, system)
             cells.append(spread(each))
             found += [statistics.fmean(each)] if each else []
-        each = by_seed(lpm, name, "lpm")
+        each = by_seed(main, name, "lpm", lpm)
         cells.append(spread(each))
         found += [statistics.fmean(each)] if each else []
         one = main.of(name, "rows")
@@ -70,10 +70,13 @@ def ratio_rows(main: Records, lpm: Records) -> list[list[str]]:
     return rows
 
 
-def by_seed(records: Records, workload: str, system: str) -> list[float]:
-    """Ratios of the system's makespan to Halo's, for each seed that both have."""
+def by_seed(
+    records: Records, workload: str, system: str, others: Records | None = None
+) -> list[float]:
+    """Ratios of the system's makespan (in `others`, if given) to Halo's, for each seed that both
+    have."""
     halo = {r["seed"]: r["makespan_s"] for r in records.of(workload, "halo")}
-    theirs = {r["seed"]: r["makespan_s"] for r in records.of(workload, system)}
+    theirs = {r["seed"]: r["makespan_s"] for r in (others or records).of(workload, system)}
     return [theirs[seed] / halo[seed] for seed in sorted(halo.keys() & theirs.keys())]
 
 

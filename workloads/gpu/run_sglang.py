@@ -2,8 +2,8 @@
 
     python -m workloads.gpu.run_sglang STAGE... --out DIR [--budget-s 520]
 
-Stages: `main` (Halo and the baselines a, b, c, e), `lpm` (Halo and baseline d on servers that order
-by longest prefix), `timeline` (Halo once, with the times of every call), `ablation` (Halo with one
+Stages: `main` (Halo and the baselines a, b, c, e), `lpm` (baseline d on servers that order by
+longest prefix), `timeline` (Halo once, with the times of every call), `ablation` (Halo with one
 thing switched off at a time), `distinct` (rows without repetition), `extra:COMMAND` (a command with
 the servers' addresses in its environment: SGLANG_8B_URL, SGLANG_1B_URL).
 
@@ -360,10 +360,8 @@ def run_stage(
         for seed in seeds:
             for workload in workloads:
                 rows = workload.rows(workload.count, seed)
-                for system in in_turn(["halo", "lpm"], seed):
-                    if not log.run(bench=bench, system=system, workload=workload, rows=rows,
-                                   seed=seed):  # fmt: skip
-                        return
+                if not log.run(bench=bench, system="lpm", workload=workload, rows=rows, seed=seed):
+                    return
     elif stage == "ablation":
         for seed in seeds:
             for workload in workloads:
