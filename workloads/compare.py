@@ -8,6 +8,7 @@ import of libraries.
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import http.client
 import json
@@ -79,6 +80,9 @@ def run_one(
     used = {model: bench.servers[model] for model in workload.models}
     flush(used.values())
     bench.logs.mark()
+    # What earlier runs left is no run's garbage.
+    gc.collect()
+    gc.freeze()
     with ServerWatch(used.values()) as watch:
         if system in ABLATIONS:
             record = _run_halo(bench, endpoints, [workload], [rows], ABLATIONS[system], out)

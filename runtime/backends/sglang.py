@@ -57,7 +57,7 @@ def capabilities_of(
     if not info.seeded:
         notes.append("seeds are not honoured (start with --enable-deterministic-inference)")
     return Capabilities(
-        max_in_flight=max_in_flight or info.max_running,
+        max_in_flight=max_in_flight or info.best_running,
         context_tokens=info.context_tokens,
         prefix_cache=info.prefix_cache,
         prime_prefix=info.prefix_cache,

@@ -35,6 +35,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from halo.engine_process import freeze_collector
 from workloads.baselines import BASELINES
 from workloads.catalogue import named
 from workloads.compare import (
@@ -113,6 +114,7 @@ class Servers:
         print(f"servers ({policy}) ready after {time.perf_counter() - started_s:.1f} s", flush=True)
         for name, url in self.urls.items():
             warm_up(url, 8 if self._arguments.cpu else 64)
+            freeze_collector(url)
             print(f"{name} warmed up", flush=True)
 
     def logs(self, policy: str) -> ServerLogs:

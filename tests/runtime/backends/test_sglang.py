@@ -348,6 +348,31 @@ def test_the_number_of_calls_follows_the_servers_queue(server: FaultServer, fold
     on(server, folder, check)
 
 
+@pytest.mark.parametrize(
+    ("described", "batch"),
+    [
+        (
+            {"cuda_graph_config": {"decode": {"backend": "full", "max_bs": 256, "bs": [1, 256]}}},
+            256,
+        ),
+        ({"cuda_graph_max_bs_decode": 128, "cuda_graph_config": {"decode": None}}, 128),
+        ({"cuda_graph_max_bs": 160}, 160),
+        ({"cuda_graph_bs": [1, 2, 80]}, 80),
+        ({"cuda_graph_max_bs": 160, "disable_cuda_graph": True}, None),
+        ({"cuda_graph_config": {"decode": {"backend": "disabled", "max_bs": 256}}}, None),
+        ({}, None),
+    ],
+)
+def test_no_more_requests_run_at_once_than_captured_graphs_hold(
+    described: dict[str, Any], batch: int | None
+) -> None:
+    info = read_info("u", {**described, "max_running_requests": 600}, {"model_path": "/m"}, [])
+    assert info.graph_batch == batch
+    assert info.best_running == (batch or 600)
+    small = read_info("u", {**described, "max_running_requests": 16}, {"model_path": "/m"}, [])
+    assert small.best_running == 16
+
+
 def test_loads_of_several_ranks_add_up() -> None:
     ranks = [
         {"num_running_reqs": 1, "num_waiting_reqs": 2, "num_waiting_uncached_tokens": 10},
