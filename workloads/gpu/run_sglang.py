@@ -272,9 +272,9 @@ class Log:
                 return float(r["makespan_s"])
         return None
 
-    def worth_repeating(self, system: str, workload: Workload, seed: int, within: float) -> bool:
-        """Whether a system is to be run again after `seed`: Halo always, a baseline when it was
-        near the best of them."""
+    def near_the_best(self, system: str, workload: Workload, seed: int, within: float) -> bool:
+        """Whether a system is worth running after what is recorded of `seed`: Halo always, a
+        baseline when it was near the best of them."""
         known = {s: self.makespan_s(s, workload, seed) for s in BASELINES}
         best = min((s for s in known.values() if s is not None), default=None)
         own = known.get(system)
@@ -335,11 +335,13 @@ def run_stage(
             if not any(r.get("note") == "peak" and r["model"] == name for r in log.records):
                 log.write({"note": "peak", "model": name, **peak_rates(url, small=arguments.cpu)})
         systems = arguments.systems.split(",")
+        earlier = Log(Path(arguments.near), 0.0) if arguments.near else None
         for seed in seeds:
             for workload in workloads:
                 rows = workload.rows(workload.count, seed)
                 for system in in_turn(systems, seed):
-                    if seed > 1 and not log.worth_repeating(system, workload, 1, arguments.within):
+                    known = earlier or (log if seed > 1 else None)
+                    if known and not known.near_the_best(system, workload, 1, arguments.within):
                         continue
                     if not log.run(bench=bench, system=system, workload=workload, rows=rows,
                                    seed=seed):  # fmt: skip
@@ -466,6 +468,12 @@ def main() -> None:
         default=float("inf"),
         help="main: after the first seed, leave out baselines that took more than "
         "this share longer than the best",
+    )
+    parser.add_argument(
+        "--near",
+        default="",
+        help="main: records of an earlier comparison, which tell from the first "
+        "seed on what --within leaves out",
     )
     parser.add_argument("--device", type=int, default=0, help="the card")
     parser.add_argument("--budget-s", type=float, default=520.0)

@@ -5,7 +5,8 @@
 #     workloads/gpu/two_cards.sh DIR BUDGET_S STEP...
 #
 # Steps: first (seed 1, all systems), seeds (seeds 2 and 3, without the baselines that were far from
-# the best), lpm (baseline d, seed 1). What DIR has already is not run again.
+# the best), near (all three seeds, without the baselines that were far from the best in the records
+# of an earlier comparison, NEAR), lpm (baseline d, seed 1). What DIR has already is not run again.
 set -u
 ulimit -n 65536 || true
 out=$1 budget_s=$2
@@ -19,7 +20,7 @@ stage() { # card, scale, workloads, stage, seeds...
     taskset -c $((card * half))-$(((card + 1) * half - 1)) \
         python3 -m workloads.gpu.run_sglang "$stage" --device "$card" --out "$out/card$card" --keep \
         --models "/tmp/halo-models-$card" \
-        --scale "$scale" --workloads "$workloads" --within 0.08 \
+        --scale "$scale" --workloads "$workloads" --within "${WITHIN:-0.08}" \
         --budget-s $((budget_s - SECONDS)) "$@"
 }
 
@@ -34,6 +35,7 @@ card() { # card, workloads with tools, primitives
         case $step in
         first) kind=main seeds="--seeds 1" ;;
         seeds) kind=main seeds="--first-seed 2 --seeds 3" ;;
+        near) kind=main seeds="--first-seed ${FIRST:-1} --seeds ${LAST:-3} --near $NEAR" ;;
         lpm)
             kind=lpm seeds="--seeds 1"
             stop_servers "$1"
