@@ -16,6 +16,7 @@ import aiohttp
 from workloads.graph import Graph, Node
 
 SQL_THREADS = 8
+ATTEMPTS = 5
 
 
 @dataclass
@@ -104,8 +105,7 @@ class DirectClient:
             },
         }
         url = f"{self._endpoints.servers[node.model]}/generate"
-        async with self._session.post(url, json=body) as response:
-            answer: Any = await response.json(content_type=None)
+        answer = await self._post(url, body)
         if "meta_info" not in answer:
             raise RuntimeError(f"{url}: {answer}")
         meta = cast("dict[str, Any]", answer["meta_info"])
@@ -115,6 +115,19 @@ class DirectClient:
         counters.output_tokens += int(meta["completion_tokens"])
         counters.cached_tokens += int(meta["cached_tokens"])
         return str(answer["text"])
+
+    async def _post(self, url: str, body: dict[str, Any]) -> Any:
+        """A flooded server resets connections; a careful client asks again."""
+        assert self._session is not None
+        for attempt in range(ATTEMPTS):
+            try:
+                async with self._session.post(url, json=body) as response:
+                    return await response.json(content_type=None)
+            except aiohttp.ClientConnectionError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+                await asyncio.sleep(0.05 * 2**attempt)
+        raise AssertionError
 
     async def _tool(self, key: Any, call: Callable[[], Awaitable[Any]]) -> Any:
         if not self._share_tools:
