@@ -23,7 +23,7 @@ def real_timer(seconds: float, expire: Callable[[], float | None]) -> Generator[
     again after as many seconds as it returns, if it does."""
     loop = asyncio.get_running_loop()
     over = False
-    cancel: Callable[[], None]
+    cancel: list[Callable[[], object]] = []  # the timer that runs
 
     def fire() -> None:
         if not over and (more_s := expire()) is not None:
@@ -35,21 +35,21 @@ def real_timer(seconds: float, expire: Callable[[], float | None]) -> Generator[
             loop.call_soon_threadsafe(fire)
 
     def start(seconds: float) -> None:
-        nonlocal cancel
         if isinstance(loop, VirtualEventLoop):
             timer = threading.Timer(seconds, fire_from_thread)
             timer.daemon = True
             timer.start()
-            cancel = timer.cancel
+            cancel[:] = [timer.cancel]
         else:
-            cancel = loop.call_later(seconds, fire).cancel
+            cancel[:] = [loop.call_later(seconds, fire).cancel]
 
     start(seconds)
     try:
         yield
     finally:
         over = True
-        cancel()
+        for each in cancel:
+            each()
 
 
 async def finish_within(

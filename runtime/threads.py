@@ -27,11 +27,11 @@ def start_in_thread(function: Callable[[], None], name: str) -> None:
     """Run `function`, which must not raise, in a daemon thread that has this name meanwhile. Raises
     `RuntimeError` when no thread could be started."""
     with _lock:
-        inbox = _idle.pop() if _idle else None
-    if inbox is not None:
-        inbox.put((function, name))
+        waiting = _idle.pop() if _idle else None
+    if waiting is not None:
+        waiting.put((function, name))
         return
-    inbox = SimpleQueue()
+    inbox: SimpleQueue[Job] = SimpleQueue()
     threading.Thread(target=_work, args=(inbox, function), name=name, daemon=True).start()
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from costmodel.hardware import load_hardware
 from workloads.catalogue import WORKLOADS
 from workloads.compare import with_count
 from workloads.gpu.floor import Work, work_of
@@ -195,7 +194,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--no-floor", action="store_true", help="leave the floor out (it is slow)")
-    parser.add_argument("--hardware", default="h100-sxm", help="profile of the card")
+    parser.add_argument(
+        "--memory-bytes-per-s",
+        type=float,
+        default=3.35e12,
+        help="peak bandwidth of the card's memory; default: an H100 SXM's",
+    )
     arguments = parser.parse_args()
     stages = {
         name: Records(arguments.folder / f"{name}.jsonl")
@@ -217,7 +221,7 @@ def main() -> None:
                  "idle", "planning, s"], detail_rows(stages["main"])))  # fmt: skip
     if not arguments.no_floor:
         print("\n## The floor\n")
-        rate = load_hardware(arguments.hardware).memory_bytes_per_s
+        rate: float = arguments.memory_bytes_per_s
         print(table(["workload", "unique prefill", "decode", "floor, s", "Halo, s", "ratio",
                      "KV reads, s", "ratio with them", "best of a to d over it"],
                     floor_rows(stages["main"], stages["lpm"], rate)))  # fmt: skip

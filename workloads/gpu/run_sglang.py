@@ -282,8 +282,9 @@ class Log:
 
     def run(self, **what: Any) -> bool:
         """Make one run and record it; False when no time is left."""
-        workload, rows = what.get("workload"), what.get("rows")
-        if isinstance(workload, Workload) and isinstance(rows, list):
+        workload: Workload | None = what.get("workload")
+        rows: list[dict[str, str]] | None = what.get("rows")
+        if workload is not None and rows is not None:
             asked = replace(workload, count=len(rows))
             if self.makespan_s(str(what.get("system")), asked, what["seed"]) is not None:
                 return True
