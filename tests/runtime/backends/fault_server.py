@@ -34,7 +34,8 @@ class FaultServer(ThreadedApp):
         asked: set once a call has come.
         aborted: request ids of `/abort_request`.
         stalled: calls that wait until `release`.
-        load: what `/v1/loads` answers.
+        load: what the server does, as `/v1/loads` tells it.
+        load_route: where it tells that, `/get_load` for a server as old as 0.5.8.
         complete_at: length of a stream up to the event that says why it stopped.
     """
 
@@ -55,6 +56,7 @@ class FaultServer(ThreadedApp):
         self.load: dict[str, Any] = {
             "num_running_reqs": 1, "num_waiting_reqs": 0, "num_waiting_uncached_tokens": 0,
         }  # fmt: skip
+        self.load_route = "/v1/loads"
         self.loads_hang = False
         self.healthy = True
         self._tokenizer = tokenizer
@@ -224,10 +226,11 @@ class FaultServer(ThreadedApp):
                 return web.json_response({"model_path": MODEL, "tokenizer_path": self._tokenizer})
             case "/v1/models":
                 return web.json_response({"data": [{"id": MODEL, "max_model_len": 4096}]})
-            case "/v1/loads":
+            case self.load_route:
                 if self.loads_hang:
                     await self._released.wait()
-                return web.json_response({"loads": [self.load]})
+                old = path == "/get_load"
+                return web.json_response([self.load] if old else {"loads": [self.load]})
             case "/abort_request":
                 self.aborted.append((await request.json())["rid"])
                 return web.Response()

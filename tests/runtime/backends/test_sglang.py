@@ -265,6 +265,19 @@ def test_cancelling_tells_the_server(server: FaultServer, folder: Path) -> None:
     assert server.aborted == [server.calls[0]["rid"]]
 
 
+def test_aborting_a_call_means_no_other(server: FaultServer, folder: Path) -> None:
+    """SGLang aborts every request whose id begins with the given one."""
+
+    async def check(backend: SglangBackend) -> None:
+        await asyncio.gather(*(backend.generate(ASK) for _ in range(12)))
+
+    on(server, folder, check)
+    on(server, folder, check)  # another run, with the same keys in the same order
+    ids = [call["rid"] for call in server.calls]
+    assert len(ids) == 24
+    assert not [(a, b) for a in ids for b in ids if a is not b and b.startswith(a)]
+
+
 def test_a_server_that_hangs_gives_its_calls_back(server: FaultServer, folder: Path) -> None:
     server.behave = lambda number, body: "stall"
     server.loads_hang = True
@@ -359,6 +372,24 @@ def test_loads_of_several_ranks_add_up() -> None:
     assert (old.running, old.waiting, old.waiting_tokens) == (3, 2, None)
     with pytest.raises(BackendError):
         read_load({"loads": []}, "u")
+
+
+def test_an_older_server_tells_its_load_elsewhere(server: FaultServer, folder: Path) -> None:
+    server.load_route = "/get_load"
+    server.load = {"dp_rank": 0, "num_reqs": 7, "num_waiting_reqs": 3, "num_tokens": 90}
+
+    async def check(backend: SglangBackend) -> None:
+        for _ in range(2):
+            load = await backend.read_load()
+            assert (load.running, load.waiting, load.waiting_tokens) == (4, 3, None)
+        server.load_route = "/v1/loads"  # it was updated and started again
+        assert (await backend.read_load()).waiting == 3
+        server.load_route = "/nowhere"
+        with pytest.raises(BackendError, match="404"):
+            await backend.read_load()
+
+    on(server, folder, check)
+    assert server.paths.count("/v1/loads") == 3
 
 
 def test_control_routes_succeed_or_say_why(server: FaultServer, folder: Path) -> None:
