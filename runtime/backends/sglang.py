@@ -38,6 +38,9 @@ STALL_S = 30.0
 """A server that has not told its load for this long is taken to hang: its calls are given up, and
 can be tried elsewhere."""
 CONTROL_TIMEOUT_S = 120.0
+SETTLE_S = 30.0
+"""A server notices the end of an answer a step after the answer has left it; a step takes this long
+at most."""
 
 LOAD_ROUTES = ("/v1/loads?include=core", "/get_load")
 """Where a server tells its load, newest first; 0.5.1 to 0.5.8 have the second only."""
@@ -328,7 +331,16 @@ class SglangBackend(Backend):
     async def flush_cache(self) -> None:
         """Empty the radix cache. Refused by the server while requests run: raises
         `BackendError`."""
-        await self._http.post_text("/flush_cache", {}, timeout_s=CONTROL_TIMEOUT_S)
+        give_up_s = self._clock.now_s() + SETTLE_S
+        while True:
+            try:
+                await self._http.post_text("/flush_cache", {}, timeout_s=CONTROL_TIMEOUT_S)
+            except BackendError as error:
+                if error.status != 400 or self._calls or self._clock.now_s() >= give_up_s:
+                    raise
+            else:
+                return
+            await self._clock.sleep_s(POLL_S)
 
     async def release_memory(self, tags: Sequence[str] = ("kv_cache", "weights")) -> None:
         """Give GPU memory back until `resume_memory`; the contents of what is released are lost
@@ -345,7 +357,9 @@ class SglangBackend(Backend):
         await self._control("/resume_memory_occupation", {"tags": list(tags)})
 
     async def reload_weights(self, model_path: str, *, load_format: str | None = None) -> None:
-        """Put other weights of the same architecture into the running server; empties its cache."""
+        """Put other weights of the same architecture into the running server; empties its cache.
+        Raises `BackendError` while requests run: a server that then cannot empty its cache ends."""
+        await self.flush_cache()
         body: dict[str, Any] = {"model_path": model_path, "flush_cache": True}
         if load_format is not None:
             body["load_format"] = load_format

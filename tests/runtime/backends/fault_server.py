@@ -35,6 +35,7 @@ class FaultServer(ThreadedApp):
         aborted: request ids of `/abort_request`.
         stalled: calls that wait until `release`.
         load: what the server does, as `/v1/loads` tells it.
+        flushes_refused: how often `/flush_cache` says that requests run.
         load_route: where it tells that, `/get_load` for a server as old as 0.5.8.
         complete_at: length of a stream up to the event that says why it stopped.
     """
@@ -58,6 +59,7 @@ class FaultServer(ThreadedApp):
         }  # fmt: skip
         self.load_route = "/v1/loads"
         self.loads_hang = False
+        self.flushes_refused = 0
         self.healthy = True
         self._tokenizer = tokenizer
         self._info = info or {}
@@ -236,7 +238,10 @@ class FaultServer(ThreadedApp):
                 return web.Response()
             case "/health":
                 return web.Response(status=200 if self.healthy else 503)
-            case "/flush_cache" | "/release_memory_occupation" | "/load_lora_adapter":
+            case "/flush_cache" if self.flushes_refused:
+                self.flushes_refused -= 1
+                return web.Response(text="Flush cache failed.", status=400)
+            case "/flush_cache" | "/update_weights_from_disk" | "/release_memory_occupation" | "/load_lora_adapter":
                 return web.json_response({"success": True})
             case "/resume_memory_occupation":
                 return web.json_response({"success": False, "message": "nothing was released"})

@@ -408,6 +408,41 @@ def test_control_routes_succeed_or_say_why(server: FaultServer, folder: Path) ->
     assert server.calls[0]["lora_path"] == "law"
 
 
+def test_a_server_may_need_a_step_to_see_that_an_answer_has_ended(
+    server: FaultServer, folder: Path
+) -> None:
+    async def check(backend: SglangBackend) -> None:
+        server.flushes_refused = 3
+        await backend.flush_cache()
+        server.flushes_refused = 2
+        await backend.reload_weights("/models/other")
+        # Emptying the cache while requests run ends the server: it comes first.
+        routes = [p for p in server.paths if p in ("/flush_cache", "/update_weights_from_disk")]
+        assert routes == ["/flush_cache"] * 7 + ["/update_weights_from_disk"]
+        server.flushes_refused = 10**6
+        with pytest.raises(BackendError, match="400"):
+            await backend.reload_weights("/models/other")
+        assert server.paths.count("/update_weights_from_disk") == 1
+
+    on(server, folder, check, virtual=True)
+
+
+def test_a_cache_in_use_is_not_emptied(server: FaultServer, folder: Path) -> None:
+    server.behave = lambda number, body: "stall"
+    server.flushes_refused = 10**6
+
+    async def check(backend: SglangBackend) -> None:
+        call = asyncio.create_task(backend.generate(ASK))
+        await asyncio.to_thread(server.asked.wait)
+        with pytest.raises(BackendError, match="400"):
+            await backend.flush_cache()
+        server.release()
+        await call
+
+    on(server, folder, check)
+    assert server.paths.count("/flush_cache") == 1
+
+
 def test_memory_is_not_released_where_that_is_switched_off(
     server: FaultServer, folder: Path
 ) -> None:

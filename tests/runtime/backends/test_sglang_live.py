@@ -24,7 +24,7 @@ from workloads.gpu.models import write_model
 
 pytestmark = pytest.mark.live
 
-DOCUMENT = "The river rises in the hills and runs to the sea. " * 20
+DOCUMENT = ("The river rises in the hills and runs to the sea. " * 20).strip()
 
 
 def with_backend(engine: EngineProcess, check: Any) -> Any:
@@ -49,7 +49,7 @@ def test_a_warmed_prefix_is_found_by_the_calls_that_continue_it(
 ) -> None:
     async def check(backend: SglangBackend) -> None:
         computed = await backend.warm(ask(DOCUMENT))
-        answer = await backend.generate(ask(f"{DOCUMENT}Where does it rise?"))
+        answer = await backend.generate(ask(f"{DOCUMENT} Where does it rise?"))
         # Page size 1: the cache has exactly what was warmed.
         assert answer.usage.cached_tokens == computed
         assert await backend.warm(ask(DOCUMENT)) <= 1
@@ -86,9 +86,11 @@ def test_control_routes_of_the_real_server(sglang_server: EngineProcess) -> None
         assert load.running == 0 and load.waiting_tokens == 0
         with pytest.raises(BackendError, match="memory-saver"):
             await backend.release_memory()
-        path = backend.info.model_path
-        await backend.reload_weights(path, load_format="dummy")
-        assert (await backend.generate(ask("hello"))).text
+        before = (await backend.generate(ask("Name a river."))).text
+        await backend.reload_weights(backend.info.model_path)
+        # The same weights, and none of what was computed before.
+        again = await backend.generate(ask("Name a river."))
+        assert again.text == before and again.usage.cached_tokens == 0
 
     with_backend(sglang_server, check)
 
