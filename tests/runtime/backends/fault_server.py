@@ -241,7 +241,12 @@ class FaultServer(ThreadedApp):
             case "/flush_cache" if self.flushes_refused:
                 self.flushes_refused -= 1
                 return web.Response(text="Flush cache failed.", status=400)
-            case "/flush_cache" | "/update_weights_from_disk" | "/release_memory_occupation" | "/load_lora_adapter":
+            case (
+                "/flush_cache"
+                | "/update_weights_from_disk"
+                | "/release_memory_occupation"
+                | "/load_lora_adapter"
+            ):
                 return web.json_response({"success": True})
             case "/resume_memory_occupation":
                 return web.json_response({"success": False, "message": "nothing was released"})
