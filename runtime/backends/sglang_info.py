@@ -32,7 +32,8 @@ class ServerInfo:
         chunk_tokens: prompt tokens that one prefill step takes.
         priorities: whether requests are queued by priority; `low_first` whether small numbers go
             first.
-        seeded: whether a request's seed decides what is sampled.
+        takes_seeds: whether a request may carry a seed; `seeded` whether that decides what is
+            sampled.
         host_cache: whether evicted prefixes are kept in host memory.
         adapters: names of loaded LoRA adapters.
         memory_saver: whether memory can be released and resumed.
@@ -52,6 +53,7 @@ class ServerInfo:
     prefix_cache: bool
     priorities: bool
     low_first: bool
+    takes_seeds: bool
     seeded: bool
     grammars: bool
     host_cache: bool
@@ -113,6 +115,7 @@ def read_info(
         prefix_cache=not described.get("disable_radix_cache"),
         priorities=bool(described.get("enable_priority_scheduling")),
         low_first=bool(described.get("schedule_low_priority_values_first")),
+        takes_seeds="enable_deterministic_inference" in described,
         seeded=bool(described.get("enable_deterministic_inference")),
         grammars=described.get("grammar_backend") not in ("none", "None"),
         host_cache=bool(
@@ -121,6 +124,15 @@ def read_info(
         adapters=adapters,
         memory_saver=bool(described.get("enable_memory_saver")),
     )
+
+
+def request_fields(url: str, api_key: str = "") -> frozenset[str] | None:
+    """What a body of `POST /generate` may hold; None when the server does not publish it. Blocks.
+    A field that a server does not know is dropped by it without a word."""
+    schema: Any = _get(url, "/openapi.json", api_key)
+    for name in ("components", "schemas", "GenerateReqInput", "properties"):
+        schema = cast("dict[str, Any]", schema).get(name) if isinstance(schema, dict) else None
+    return frozenset(cast("dict[str, Any]", schema)) if isinstance(schema, dict) else None
 
 
 def choose_servers(infos: list[ServerInfo], model: str) -> list[ServerInfo]:

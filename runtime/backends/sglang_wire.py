@@ -48,7 +48,7 @@ def generate_payload(
     }
     if request.temperature > 0:
         sampling["top_p"] = request.top_p
-        if request.seed is not None:
+        if request.seed is not None and info.takes_seeds:
             sampling["sampling_seed"] = request.seed
     if request.stop:
         sampling["stop"] = list(request.stop)

@@ -35,6 +35,7 @@ class FaultServer(ThreadedApp):
         aborted: request ids of `/abort_request`.
         stalled: calls that wait until `release`.
         load: what the server does, as `/v1/loads` tells it.
+        fields: what it says that a request may hold; None for not saying.
         flushes_refused: how often `/flush_cache` says that requests run.
         load_route: where it tells that, `/get_load` for a server as old as 0.5.8.
         complete_at: length of a stream up to the event that says why it stopped.
@@ -57,6 +58,7 @@ class FaultServer(ThreadedApp):
         self.load: dict[str, Any] = {
             "num_running_reqs": 1, "num_waiting_reqs": 0, "num_waiting_uncached_tokens": 0,
         }  # fmt: skip
+        self.fields: list[str] | None = None
         self.load_route = "/v1/loads"
         self.loads_hang = False
         self.flushes_refused = 0
@@ -228,6 +230,9 @@ class FaultServer(ThreadedApp):
                 return web.json_response({"model_path": MODEL, "tokenizer_path": self._tokenizer})
             case "/v1/models":
                 return web.json_response({"data": [{"id": MODEL, "max_model_len": 4096}]})
+            case "/openapi.json" if self.fields is not None:
+                schema = {"properties": {name: {} for name in self.fields}}
+                return web.json_response({"components": {"schemas": {"GenerateReqInput": schema}}})
             case self.load_route:
                 if self.loads_hang:
                     await self._released.wait()

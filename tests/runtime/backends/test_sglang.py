@@ -138,12 +138,16 @@ def test_requests_carry_what_the_server_understands() -> None:
         ASK, temperature=0.7, top_p=0.9, seed=5, stop=("\n",), priority=7, model="law",
         schema_json='{"type": "object"}',
     )  # fmt: skip
-    plain = generate_payload(sampled, [1, 2], "r", info(), WireOptions(), stream=False)
+    server = info(enable_deterministic_inference=False)
+    plain = generate_payload(sampled, [1, 2], "r", server, WireOptions(), stream=False)
     assert plain["input_ids"] == [1, 2] and "priority" not in plain and "lora_path" not in plain
     assert plain["sampling_params"] == {
         "max_new_tokens": 8, "temperature": 0.7, "top_p": 0.9, "sampling_seed": 5, "stop": ["\n"],
         "json_schema": '{"type": "object"}',
     }  # fmt: skip
+    # Of a release that knows no seeds: it would refuse them.
+    old = generate_payload(sampled, "p", "r", info(), WireOptions(), stream=False)
+    assert "sampling_seed" not in old["sampling_params"]
     rich = replace(info(enable_priority_scheduling=True), adapters=("law",))
     asked = generate_payload(sampled, "p", "r", rich, WireOptions("tenant"), stream=False)
     assert asked["priority"] == -7 and asked["lora_path"] == "law"
@@ -390,6 +394,26 @@ def test_an_older_server_tells_its_load_elsewhere(server: FaultServer, folder: P
 
     on(server, folder, check)
     assert server.paths.count("/v1/loads") == 3
+
+
+@pytest.mark.parametrize("fields", [None, ["rid", "text", "extra_key"], ["rid", "text"]])
+def test_tenants_are_refused_where_the_cache_cannot_keep_them_apart(
+    server: FaultServer, folder: Path, fields: list[str] | None
+) -> None:
+    server.fields = fields
+
+    async def tenants() -> None:
+        backend = await open_backend(server.url, "", LoopClock(), tokenizer=folder, tenant="a")
+        await backend.generate(ASK)
+        await backend.close()
+
+    if fields == ["rid", "text"]:
+        with pytest.raises(BackendError, match="tenant"):
+            asyncio.run(tenants())
+        assert not server.calls
+    else:
+        asyncio.run(tenants())
+        assert server.calls[0]["extra_key"] == "a"
 
 
 def test_control_routes_succeed_or_say_why(server: FaultServer, folder: Path) -> None:
