@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -14,10 +15,17 @@ from pathlib import Path
 import pytest
 
 from halo.engine_flags import Wish, choose_flags
-from halo.engine_process import EngineProcess
+from halo.engine_process import EngineProcess, EngineStartError
 from runtime.models.store import ModelStore
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+READY_S = 300.0
+CONVERT_S = 240.0
+NO_INSTRUCTIONS = (
+    "this processor lacks an instruction that a wheel of SGLang's environment uses (torch and numpy "
+    "are built for x86-64 with SSE4.2 and AVX2)"
+)
 
 
 @pytest.fixture(scope="session")
@@ -47,10 +55,15 @@ def start_sglang(python: str, model: Path, log: Path, port: int, *flags: str) ->
         f"http://127.0.0.1:{port}",
         log,
         environment={"OMP_NUM_THREADS": "1"},
-        ready_s=300,
+        ready_s=READY_S,
         say=lambda line: None,
     )
-    engine.start()
+    try:
+        engine.start()
+    except EngineStartError as error:
+        if "illegal instruction" in log.read_text("utf-8", errors="replace").lower():
+            pytest.skip(NO_INSTRUCTIONS)
+        pytest.fail(str(error))  # with the end of the log
     return engine
 
 
@@ -63,7 +76,14 @@ def smollm2(sglang_python: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("smollm2")
     file = ModelStore().pull("smollm2-135m-instruct").weights
     script = Path(__file__).parent / "gguf_to_folder.py"
-    subprocess.run([sglang_python, "-P", str(script), str(file), str(folder)], check=True)
+    command = [sglang_python, "-P", str(script), str(file), str(folder)]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=CONVERT_S
+    )
+    if done.returncode == -signal.SIGILL:
+        pytest.skip(NO_INSTRUCTIONS)
+    if done.returncode:
+        pytest.fail(f"{script.name} ended with code {done.returncode}:\n{done.stdout[-4000:]}")
     return folder
 
 
@@ -78,7 +98,9 @@ def sglang_server(
         yield EngineProcess([], running, log)
         return
     python, model = request.getfixturevalue("sglang_python"), request.getfixturevalue("smollm2")
-    engine = start_sglang(python, model, log, free_port(), "--skip-server-warmup")
+    # The chat route reads calls of tools with it; older releases refuse tools without.
+    flags = ("--tool-call-parser", "qwen25", "--skip-server-warmup")
+    engine = start_sglang(python, model, log, free_port(), *flags)
     yield engine
     engine.stop()
 

@@ -374,6 +374,7 @@ def test_loads_of_several_ranks_add_up() -> None:
     assert (load.running, load.waiting, load.waiting_tokens) == (4, 2, 15)
     old = read_load([{"num_reqs": 5, "num_waiting_reqs": 2}], "u")
     assert (old.running, old.waiting, old.waiting_tokens) == (3, 2, None)
+    assert [read_load({"load": n}, "u").running for n in (0, 31)] == [0, 1]
     with pytest.raises(BackendError):
         read_load({"loads": []}, "u")
 
