@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from sglang_server import ANSWER_S
 
 from runtime.backends.base import Backend, Message, Request, ToolSchema
 from runtime.backends.create import EngineOptions, create_backend, describe_backend
@@ -57,9 +58,15 @@ def run(request: pytest.FixtureRequest) -> Callable[[Check[Any]], Any]:
         url = server if isinstance(server, str) else server.url
         engine += url if engine == "sglang=" else f"{url.removesuffix('/v1')}/v1"
         model = ""
+    # A server may hang; virtual time has no such limit.
+    limit_s = ANSWER_S if engine.endswith("/v1") or engine.startswith("sglang=") else None
 
     def on_engine(check: Check[Any]) -> Any:
         async def main() -> Any:
+            async with asyncio.timeout(limit_s):
+                return await checked()
+
+        async def checked() -> Any:
             clock = LoopClock()
             backend = await create_backend(engine, model, clock, options)
             try:
