@@ -89,12 +89,10 @@ def _launcher(python: str | None, *, cpu: bool) -> list[str]:
             "and much else: python3 -m venv ~/sglang && ~/sglang/bin/pip install sglang==0.5.17, "
             f"then pass --python ~/sglang or set {PYTHON_VARIABLE}"
         )
-    if cpu:
-        import runtime.backends
+    import runtime.backends
 
-        folder = Path(next(iter(runtime.backends.__path__)))
-        return [chosen, "-P", str(folder / "sglang_cpu.py")]
-    return [chosen, "-P", "-m", "sglang.launch_server"]
+    folder = Path(next(iter(runtime.backends.__path__)))
+    return [chosen, "-P", str(folder / ("sglang_cpu.py" if cpu else "sglang_launch.py"))]
 
 
 def _say(line: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -37,6 +38,12 @@ STALL_S = 30.0
 """A server that has not told its load for this long is taken to hang: its calls are given up, and
 can be tried elsewhere."""
 CONTROL_TIMEOUT_S = 120.0
+SETTLE_S = 30.0
+"""A server notices the end of an answer a step after the answer has left it; a step takes this long
+at most."""
+
+LOAD_ROUTES = ("/v1/loads?include=core", "/get_load")
+"""Where a server tells its load, newest first; 0.5.1 to 0.5.8 have the second only."""
 
 PRIME_TOKENS = 128
 """Shared tokens from which it pays to compute a prefix once, before its fan-out: holding the others
@@ -114,6 +121,8 @@ class SglangBackend(Backend):
             chunk_tokens=info.chunk_tokens,
             keeps_order=info.priorities,
         )
+        self._load_routes = LOAD_ROUTES
+        self._client = secrets.token_hex(4)
         self._steer = steer
         self._stall_s = stall_s
         self._limit_changed: list[Callable[[], None]] = []
@@ -181,8 +190,7 @@ class SglangBackend(Backend):
         max_tokens: int | None,
     ) -> tuple[Answer, float | None]:
         self.requests_seen += 1
-        # A later attempt of the same call needs an id of its own while the first is being aborted.
-        rid = f"{request.key[:32]}-{self.requests_seen}"
+        rid = self._request_id(request)
         payload = generate_payload(
             request,
             prompt,
@@ -217,6 +225,12 @@ class SglangBackend(Backend):
         finally:
             self._calls.discard(task)
             self._given_up.discard(task)
+
+    def _request_id(self, request: Request) -> str:
+        """An id that nothing else on the server has, and that no other id begins with: aborting
+        one aborts all that begin with it, and the server itself aborts a stream's id two seconds
+        after the stream has ended. Two runs ask for the same keys in the same order."""
+        return f"{request.key[:32]}-{self.requests_seen}-{self._client}"
 
     async def _whole(self, payload: dict[str, Any]) -> Answer:
         document = await self._http.post("/generate", payload)
@@ -267,7 +281,14 @@ class SglangBackend(Backend):
 
     async def read_load(self) -> Load:
         """What the server is doing. Raises `BackendError`."""
-        document = await self._http.get("/v1/loads?include=core", timeout_s=self._stall_s)
+        first, other = self._load_routes
+        try:
+            document = await self._http.get(first, timeout_s=self._stall_s)
+        except BackendError as error:
+            if error.status != 404:
+                raise
+            document = await self._http.get(other, timeout_s=self._stall_s)
+            self._load_routes = (other, first)
         self.load = read_load(document, self.info.url)
         return self.load
 
@@ -310,7 +331,16 @@ class SglangBackend(Backend):
     async def flush_cache(self) -> None:
         """Empty the radix cache. Refused by the server while requests run: raises
         `BackendError`."""
-        await self._http.post_text("/flush_cache", {}, timeout_s=CONTROL_TIMEOUT_S)
+        give_up_s = self._clock.now_s() + SETTLE_S
+        while True:
+            try:
+                await self._http.post_text("/flush_cache", {}, timeout_s=CONTROL_TIMEOUT_S)
+            except BackendError as error:
+                if error.status != 400 or self._calls or self._clock.now_s() >= give_up_s:
+                    raise
+            else:
+                return
+            await self._clock.sleep_s(POLL_S)
 
     async def release_memory(self, tags: Sequence[str] = ("kv_cache", "weights")) -> None:
         """Give GPU memory back until `resume_memory`; the contents of what is released are lost
@@ -327,7 +357,9 @@ class SglangBackend(Backend):
         await self._control("/resume_memory_occupation", {"tags": list(tags)})
 
     async def reload_weights(self, model_path: str, *, load_format: str | None = None) -> None:
-        """Put other weights of the same architecture into the running server; empties its cache."""
+        """Put other weights of the same architecture into the running server; empties its cache.
+        Raises `BackendError` while requests run: a server that then cannot empty its cache ends."""
+        await self.flush_cache()
         body: dict[str, Any] = {"model_path": model_path, "flush_cache": True}
         if load_format is not None:
             body["load_format"] = load_format

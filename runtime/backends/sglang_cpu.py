@@ -6,10 +6,11 @@ kernels for CPUs are not published as a package; without them its layers fall ba
 What still stands in the way is put right here before sglang is imported. SGLang spawns its worker
 processes, and a spawned process executes the main file's top level again, so they get it as well.
 
-Scheduler, radix cache, memory pool, tokenizer processes and HTTP server are SGLang's own. Seen to
-work with 0.5.17 on Python 3.11; add these flags: `--device cpu --attention-backend torch_native
---disable-overlap-schedule --cuda-graph-backend-decode disabled --cuda-graph-backend-prefill
-disabled`, and set OMP_NUM_THREADS to the number of free cores, not more.
+Scheduler, radix cache, memory pool, tokenizer processes and HTTP server are SGLang's own. Each
+thing is put right where it is missing, whatever the release. Add these flags: `--device cpu
+--attention-backend torch_native --disable-overlap-schedule --cuda-graph-backend-decode disabled
+--cuda-graph-backend-prefill disabled`, and set OMP_NUM_THREADS to the number of free cores, not
+more.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import os
 import sys
 import types
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 FACTORIES = (
@@ -32,13 +34,34 @@ FACTORIES = (
 """Functions of torch that take `pin_memory`."""
 
 
+LAYERS = "sglang.srt.layers"
+BORROWED = (
+    "vllm",
+    "vllm._custom_ops",
+    "vllm.model_executor",
+    "vllm.model_executor.layers",
+    "vllm.model_executor.layers.activation",
+    "vllm.model_executor.layers.layernorm",
+)
+"""What releases up to 0.5.9 import from vLLM where there is neither CUDA nor AMX."""
+
+
 def declare_torchvision_operators(torch: Any) -> None:
     """The published torchvision is linked against CUDA. Beside a CPU torch its own operators do not
     load, and its import fails for want of the schema of these two."""
+    if torch.version.cuda is not None:
+        return
     for name in ("nms", "qnms"):
         torch.library.define(
             f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
         )
+
+
+def answer_for_amx(torch: Any) -> None:
+    """Older releases ask for it in a way that torch no longer offers. What it is wanted for,
+    kernels of SGLang, is not there."""
+    if not hasattr(torch._C._cpu, "_is_amx_tile_supported"):
+        torch._C._cpu._is_amx_tile_supported = lambda: False
 
 
 def drop_pinned_memory(torch: Any) -> None:
@@ -104,6 +127,38 @@ class AbsentKernels(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
+class OwnLayer(types.ModuleType):
+    """A module of vLLM's layers that holds SGLang's own: they can run in plain PyTorch."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        folder, _, module = self.__name__.rpartition(".")
+        if folder == "vllm.model_executor.layers":
+            return getattr(sys.modules[f"{LAYERS}.{module}"], name)
+        return AbsentKernel(f"{self.__name__}.{name}")
+
+
+class OwnLayers(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Older releases take activations and norms from vLLM on such a machine; this gives them back
+    their own, which they have defined by then. An installed vLLM comes first."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in BORROWED:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        module = OwnLayer(spec.name)
+        module.__path__ = []
+        return module
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        pass
+
+
 class AfterImport(importlib.abc.MetaPathFinder):
     """Runs a function on a module once it has been executed."""
 
@@ -145,19 +200,33 @@ def prepare() -> None:
     torch = importlib.import_module("torch")
     declare_torchvision_operators(torch)
     drop_pinned_memory(torch)
+    answer_for_amx(torch)
     after: dict[str, Callable[[Any], None]] = {
         "sglang.srt.constrained.xgrammar_backend": mask_grammars_on_cpu
     }
     sys.meta_path[:0] = [AbsentKernels(), AfterImport(after)]
+    sys.meta_path.append(OwnLayers())
+
+
+def load_beside(name: str) -> Any:
+    """The module of a file beside this one."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def main(arguments: list[str]) -> None:
     """Serve until stopped."""
+    flags = load_beside("sglang_launch").fit_to_this_sglang(arguments)
     launch: Any = importlib.import_module("sglang.launch_server")
     server_args: Any = importlib.import_module("sglang.srt.server_args")
     utils: Any = importlib.import_module("sglang.srt.utils")
     try:
-        launch.run_server(server_args.prepare_server_args(arguments))
+        # Older releases have one kind of server only.
+        serve: Any = getattr(launch, "run_server", None) or launch.launch_server
+        serve(server_args.prepare_server_args(flags))
     finally:
         utils.kill_process_tree(os.getpid(), include_parent=False)
 

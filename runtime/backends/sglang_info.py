@@ -35,7 +35,8 @@ class ServerInfo:
         chunk_tokens: prompt tokens that one prefill step takes.
         priorities: whether requests are queued by priority; `low_first` whether small numbers go
             first.
-        seeded: whether a request's seed decides what is sampled.
+        takes_seeds: whether a request may carry a seed; `seeded` whether that decides what is
+            sampled.
         host_cache: whether evicted prefixes are kept in host memory.
         adapters: names of loaded LoRA adapters.
         memory_saver: whether memory can be released and resumed.
@@ -56,6 +57,7 @@ class ServerInfo:
     prefix_cache: bool
     priorities: bool
     low_first: bool
+    takes_seeds: bool
     seeded: bool
     grammars: bool
     host_cache: bool
@@ -123,6 +125,7 @@ def read_info(
         prefix_cache=not described.get("disable_radix_cache"),
         priorities=bool(described.get("enable_priority_scheduling")),
         low_first=bool(described.get("schedule_low_priority_values_first")),
+        takes_seeds="enable_deterministic_inference" in described,
         seeded=bool(described.get("enable_deterministic_inference")),
         grammars=described.get("grammar_backend") not in ("none", "None"),
         host_cache=bool(
@@ -139,7 +142,8 @@ def _graph_batch(described: Mapping[str, Any]) -> int | None:
     decode: Any = cast("dict[str, Any]", config).get("decode") if isinstance(config, dict) else None
     told: dict[str, Any] = cast("dict[str, Any]", decode) if isinstance(decode, dict) else {}
     off = (told.get("backend"), described.get("cuda_graph_backend_decode"))
-    if "disabled" in off or described.get("disable_cuda_graph"):
+    on_cpu = described.get("device") == "cpu"
+    if on_cpu or "disabled" in off or described.get("disable_cuda_graph"):
         return None
     largest = [
         told.get("max_bs"),
@@ -154,6 +158,15 @@ def _graph_batch(described: Mapping[str, Any]) -> int | None:
         if isinstance(sizes, list) and sizes:
             largest.append(max(cast("list[int]", sizes)))
     return next((int(size) for size in largest if size), None)
+
+
+def request_fields(url: str, api_key: str = "") -> frozenset[str] | None:
+    """What a body of `POST /generate` may hold; None when the server does not publish it. Blocks.
+    A field that a server does not know is dropped by it without a word."""
+    schema: Any = _get(url, "/openapi.json", api_key)
+    for name in ("components", "schemas", "GenerateReqInput", "properties"):
+        schema = cast("dict[str, Any]", schema).get(name) if isinstance(schema, dict) else None
+    return frozenset(cast("dict[str, Any]", schema)) if isinstance(schema, dict) else None
 
 
 def choose_servers(infos: list[ServerInfo], model: str) -> list[ServerInfo]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from runtime.backends.base import Backend, Capabilities
 from runtime.backends.sglang import SglangBackend, capabilities_of
-from runtime.backends.sglang_info import NAME, ServerInfo, choose_servers, probe
+from runtime.backends.sglang_info import NAME, ServerInfo, choose_servers, probe, request_fields
 from runtime.backends.sglang_wire import WireOptions
 from runtime.chat.format import ChatFormat
 from runtime.chat.tokenizer_files import find_tokenizer
@@ -76,6 +76,8 @@ async def open_backend(
 ) -> Backend:
     """The engine. Raises `BackendError`."""
     infos = await asyncio.to_thread(find_servers, address, model, api_key)
+    if tenant:
+        await asyncio.gather(*(asyncio.to_thread(_keeps_apart, i.url, api_key) for i in infos))
     template = chat_format(infos[0], tokenizer)
     return FleetBackend(
         [
@@ -92,6 +94,17 @@ async def open_backend(
         ],
         clock,
     )
+
+
+def _keeps_apart(url: str, api_key: str) -> None:
+    """Raises `BackendError` when the cache of a server knows no tenants."""
+    fields = request_fields(url, api_key)
+    if fields is not None and "extra_key" not in fields:
+        raise BackendError(
+            f"the SGLang at {url} is too old to keep the prefixes of tenants apart (its requests "
+            "have no `extra_key`); update it, or run without `tenant`",
+            backend=NAME,
+        )
 
 
 def chat_format(info: ServerInfo, tokenizer: Path | None) -> ChatFormat:

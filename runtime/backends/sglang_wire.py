@@ -48,7 +48,7 @@ def generate_payload(
     }
     if request.temperature > 0:
         sampling["top_p"] = request.top_p
-        if request.seed is not None:
+        if request.seed is not None and info.takes_seeds:
             sampling["sampling_seed"] = request.seed
     if request.stop:
         sampling["stop"] = list(request.stop)
@@ -160,11 +160,16 @@ def raise_reported(document: Mapping[str, Any], url: str) -> None:
 
 
 def read_load(document: Any, url: str) -> Load:
-    """The load of a server, its data-parallel ranks summed up. Reads `/v1/loads`, and the older
-    `/get_load`. Raises `BackendError`."""
+    """The load of a server, its data-parallel ranks summed up. Reads `/v1/loads`, and `/get_load`
+    as older releases answer it: with a list, before that with the number of tokens in use and
+    waiting, which tells only whether there is anything. Raises `BackendError`."""
     entries: Any = document
     if isinstance(document, dict):
-        entries = cast("dict[str, Any]", document).get("loads")
+        fields = cast("dict[str, Any]", document)
+        tokens = fields.get("load")
+        if isinstance(tokens, int):
+            return Load(running=min(tokens, 1), waiting=0)
+        entries = fields.get("loads")
     if not isinstance(entries, list) or not entries:
         raise BackendError(f"{url} does not tell its load: {document!r:.200}", backend=NAME)
     ranks = cast("list[dict[str, Any]]", entries)
@@ -177,11 +182,11 @@ def read_load(document: Any, url: str) -> Load:
         )
         for r in ranks
     )
-    tokens = [r.get("num_waiting_uncached_tokens") for r in ranks]
+    uncached = [r.get("num_waiting_uncached_tokens") for r in ranks]
     return Load(
         running=running,
         waiting=waiting,
-        waiting_tokens=None if None in tokens else sum(int(t or 0) for t in tokens),
+        waiting_tokens=None if None in uncached else sum(int(t or 0) for t in uncached),
         cache_usage=max(float(r.get("token_usage") or 0) for r in ranks),
         cache_hit_rate=max(float(r.get("cache_hit_rate") or 0) for r in ranks),
     )

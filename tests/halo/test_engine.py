@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import signal
@@ -163,12 +164,22 @@ def halo(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
     )  # fmt: skip
 
 
+OLD_SERVER_ARGS = """
+class ServerArgs:
+    @staticmethod
+    def add_cli_args(parser):
+        parser.add_argument("--priority-scheduling-preemption-threshold")
+"""
+
+
 @pytest.fixture
 def fake_environment(tmp_path: Path) -> Path:
-    """An environment whose SGLang is a small web server."""
+    """An environment whose SGLang is a small web server, of a release without priorities."""
     package = tmp_path / "site" / "sglang"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("")
+    (package / "srt").mkdir(parents=True)
+    for folder in (package, package / "srt"):
+        (folder / "__init__.py").write_text("")
+    (package / "srt" / "server_args.py").write_text(OLD_SERVER_ARGS)
     source = SERVER.replace("int(sys.argv[1])", "int(sys.argv[sys.argv.index('--port') + 1])")
     (package / "launch_server.py").write_text(source)
     python = tmp_path / "env" / "bin" / "python"
@@ -192,6 +203,26 @@ def test_a_command_runs_beside_the_server_and_ends_it(
     assert not answers(f"http://127.0.0.1:{port}")
 
 
+def test_a_server_gets_the_flags_that_its_release_knows(
+    fake_environment: Path, port: int, tmp_path: Path
+) -> None:
+    launcher = fake_environment.parent / "site" / "sglang" / "launch_server.py"
+    launcher.write_text(f"import sys\nprint(sys.argv)\n{launcher.read_text()}")
+    done = halo(
+        "engine", "start", "--model", "m", "--python", str(fake_environment), "--port", str(port),
+        "--log", str(tmp_path / "log"), "--flag", "--my-own 1", "--", sys.executable, "-c", "",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    log = (tmp_path / "log").read_text()
+    assert "this SGLang has no --enable-priority-scheduling: left out" in log
+    got = ast.literal_eval(next(line for line in log.splitlines() if line.startswith("[")))
+    assert not {"--enable-priority-scheduling", "--disable-priority-preemption"} & set(got)
+    at = got.index("--priority-scheduling-preemption-threshold")
+    assert got[at + 1].isdigit()
+    # What the user gave is SGLang's to refuse.
+    assert got[-2:] == ["--my-own", "1"] and got[got.index("--port") + 1] == str(port)
+
+
 def test_an_environment_without_sglang_is_explained(tmp_path: Path) -> None:
     done = halo("engine", "start", "--model", "m", "--python", sys.executable)
     assert done.returncode == 2 or done.returncode == 1
@@ -204,5 +235,5 @@ def test_show_prints_the_command_and_why(fake_environment: Path) -> None:
         "--flag", "--tp-size 2",
     )  # fmt: skip
     first, *reasons = done.stdout.splitlines()
-    assert done.returncode == 0 and first.endswith("--tp-size 2") and "launch_server" in first
+    assert done.returncode == 0 and first.endswith("--tp-size 2") and "sglang_launch" in first
     assert any("--schedule-policy" in reason for reason in reasons) and json.dumps(reasons)

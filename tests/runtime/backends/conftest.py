@@ -5,19 +5,35 @@ from __future__ import annotations
 
 import os
 import re
-import socket
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from halo.engine_flags import Wish, choose_flags
 from halo.engine_process import EngineProcess
 from runtime.models.store import ModelStore
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+CONVERT_S = 240.0
+LOG_BYTES = 4_000
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    """What the servers said last is part of the report of a failure."""
+    report = yield
+    if report.failed and "sglang" in item.nodeid:
+        from sglang_server import logs
+
+        for log in logs:
+            end = log.read_bytes()[-LOG_BYTES:].decode("utf-8", errors="replace")
+            report.sections.append((f"the end of {log}", end))
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -38,32 +54,25 @@ def sglang_python() -> str:
     return python
 
 
-def start_sglang(python: str, model: Path, log: Path, port: int, *flags: str) -> EngineProcess:
-    """A real server on the CPU, started as `halo engine start --cpu` does."""
-    wish = Wish(str(model), name="live", port=port, cpu=True, extra=flags)
-    launcher = Path(__file__).parents[3] / "runtime" / "backends" / "sglang_cpu.py"
-    engine = EngineProcess(
-        [python, "-P", str(launcher), *choose_flags(wish).values],
-        f"http://127.0.0.1:{port}",
-        log,
-        environment={"OMP_NUM_THREADS": "1"},
-        ready_s=300,
-        say=lambda line: None,
-    )
-    engine.start()
-    return engine
-
-
 @pytest.fixture(scope="session")
 def smollm2(sglang_python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a model that answers; HALO_SGLANG_MODEL names one that is there already."""
+    from sglang_server import NO_INSTRUCTIONS
+
     ready = os.environ.get("HALO_SGLANG_MODEL", "")
     if ready:
         return Path(ready)
     folder = tmp_path_factory.mktemp("smollm2")
     file = ModelStore().pull("smollm2-135m-instruct").weights
     script = Path(__file__).parent / "gguf_to_folder.py"
-    subprocess.run([sglang_python, "-P", str(script), str(file), str(folder)], check=True)
+    command = [sglang_python, "-P", str(script), str(file), str(folder)]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=CONVERT_S
+    )
+    if done.returncode == -signal.SIGILL:
+        pytest.skip(NO_INSTRUCTIONS)
+    if done.returncode:
+        pytest.fail(f"{script.name} ended with code {done.returncode}:\n{done.stdout[-4000:]}")
     return folder
 
 
@@ -72,13 +81,17 @@ def sglang_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[EngineProcess]:
     """A server with SmolLM2-135M; HALO_SGLANG_URL names one that runs already."""
+    from sglang_server import free_port, start_sglang
+
     running = os.environ.get("HALO_SGLANG_URL", "")
     log = tmp_path_factory.mktemp("sglang") / "server.log"
     if running:
         yield EngineProcess([], running, log)
         return
     python, model = request.getfixturevalue("sglang_python"), request.getfixturevalue("smollm2")
-    engine = start_sglang(python, model, log, free_port(), "--skip-server-warmup")
+    # The chat route reads calls of tools with it; older releases refuse tools without.
+    flags = ("--tool-call-parser", "qwen25", "--skip-server-warmup")
+    engine = start_sglang(python, model, log, free_port(), *flags)
     yield engine
     engine.stop()
 
@@ -100,10 +113,3 @@ def halo_server(checkpoint: Path) -> Iterator[str]:
 def vllm_server() -> str:
     """The address of a running vLLM (its CPU build will do), HALO_VLLM_URL."""
     return os.environ.get("HALO_VLLM_URL") or pytest.fail("set HALO_VLLM_URL to a vLLM server")
-
-
-def free_port() -> int:
-    """A port of the loopback address that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -34,7 +34,10 @@ class FaultServer(ThreadedApp):
         asked: set once a call has come.
         aborted: request ids of `/abort_request`.
         stalled: calls that wait until `release`.
-        load: what `/v1/loads` answers.
+        load: what the server does, as `/v1/loads` tells it.
+        fields: what it says that a request may hold; None for not saying.
+        flushes_refused: how often `/flush_cache` says that requests run.
+        load_route: where it tells that, `/get_load` for a server as old as 0.5.8.
         complete_at: length of a stream up to the event that says why it stopped.
     """
 
@@ -55,7 +58,10 @@ class FaultServer(ThreadedApp):
         self.load: dict[str, Any] = {
             "num_running_reqs": 1, "num_waiting_reqs": 0, "num_waiting_uncached_tokens": 0,
         }  # fmt: skip
+        self.fields: list[str] | None = None
+        self.load_route = "/v1/loads"
         self.loads_hang = False
+        self.flushes_refused = 0
         self.healthy = True
         self._tokenizer = tokenizer
         self._info = info or {}
@@ -224,16 +230,28 @@ class FaultServer(ThreadedApp):
                 return web.json_response({"model_path": MODEL, "tokenizer_path": self._tokenizer})
             case "/v1/models":
                 return web.json_response({"data": [{"id": MODEL, "max_model_len": 4096}]})
-            case "/v1/loads":
+            case "/openapi.json" if self.fields is not None:
+                schema = {"properties": {name: {} for name in self.fields}}
+                return web.json_response({"components": {"schemas": {"GenerateReqInput": schema}}})
+            case self.load_route:
                 if self.loads_hang:
                     await self._released.wait()
-                return web.json_response({"loads": [self.load]})
+                old = path == "/get_load"
+                return web.json_response([self.load] if old else {"loads": [self.load]})
             case "/abort_request":
                 self.aborted.append((await request.json())["rid"])
                 return web.Response()
             case "/health":
                 return web.Response(status=200 if self.healthy else 503)
-            case "/flush_cache" | "/release_memory_occupation" | "/load_lora_adapter":
+            case "/flush_cache" if self.flushes_refused:
+                self.flushes_refused -= 1
+                return web.Response(text="Flush cache failed.", status=400)
+            case (
+                "/flush_cache"
+                | "/update_weights_from_disk"
+                | "/release_memory_occupation"
+                | "/load_lora_adapter"
+            ):
                 return web.json_response({"success": True})
             case "/resume_memory_occupation":
                 return web.json_response({"success": False, "message": "nothing was released"})

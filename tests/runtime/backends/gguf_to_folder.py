@@ -25,9 +25,7 @@ def main() -> None:
 
     file, folder = Path(sys.argv[1]).absolute(), sys.argv[2]
     AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32
-    )
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
     model.to(torch.bfloat16).save_pretrained(folder)
 
 

@@ -138,12 +138,16 @@ def test_requests_carry_what_the_server_understands() -> None:
         ASK, temperature=0.7, top_p=0.9, seed=5, stop=("\n",), priority=7, model="law",
         schema_json='{"type": "object"}',
     )  # fmt: skip
-    plain = generate_payload(sampled, [1, 2], "r", info(), WireOptions(), stream=False)
+    server = info(enable_deterministic_inference=False)
+    plain = generate_payload(sampled, [1, 2], "r", server, WireOptions(), stream=False)
     assert plain["input_ids"] == [1, 2] and "priority" not in plain and "lora_path" not in plain
     assert plain["sampling_params"] == {
         "max_new_tokens": 8, "temperature": 0.7, "top_p": 0.9, "sampling_seed": 5, "stop": ["\n"],
         "json_schema": '{"type": "object"}',
     }  # fmt: skip
+    # Of a release that knows no seeds: it would refuse them.
+    old = generate_payload(sampled, "p", "r", info(), WireOptions(), stream=False)
+    assert "sampling_seed" not in old["sampling_params"]
     rich = replace(info(enable_priority_scheduling=True), adapters=("law",))
     asked = generate_payload(sampled, "p", "r", rich, WireOptions("tenant"), stream=False)
     assert asked["priority"] == -7 and asked["lora_path"] == "law"
@@ -265,6 +269,19 @@ def test_cancelling_tells_the_server(server: FaultServer, folder: Path) -> None:
     assert server.aborted == [server.calls[0]["rid"]]
 
 
+def test_aborting_a_call_means_no_other(server: FaultServer, folder: Path) -> None:
+    """SGLang aborts every request whose id begins with the given one."""
+
+    async def check(backend: SglangBackend) -> None:
+        await asyncio.gather(*(backend.generate(ASK) for _ in range(12)))
+
+    on(server, folder, check)
+    on(server, folder, check)  # another run, with the same keys in the same order
+    ids = [call["rid"] for call in server.calls]
+    assert len(ids) == 24
+    assert not [(a, b) for a in ids for b in ids if a is not b and b.startswith(a)]
+
+
 def test_a_server_that_hangs_gives_its_calls_back(server: FaultServer, folder: Path) -> None:
     server.behave = lambda number, body: "stall"
     server.loads_hang = True
@@ -359,6 +376,7 @@ def test_the_number_of_calls_follows_the_servers_queue(server: FaultServer, fold
         ({"cuda_graph_max_bs": 160}, 160),
         ({"cuda_graph_bs": [1, 2, 80]}, 80),
         ({"cuda_graph_max_bs": 160, "disable_cuda_graph": True}, None),
+        ({"cuda_graph_max_bs": 8, "device": "cpu"}, None),
         ({"cuda_graph_config": {"decode": {"backend": "disabled", "max_bs": 256}}}, None),
         ({}, None),
     ],
@@ -382,8 +400,47 @@ def test_loads_of_several_ranks_add_up() -> None:
     assert (load.running, load.waiting, load.waiting_tokens) == (4, 2, 15)
     old = read_load([{"num_reqs": 5, "num_waiting_reqs": 2}], "u")
     assert (old.running, old.waiting, old.waiting_tokens) == (3, 2, None)
+    assert [read_load({"load": n}, "u").running for n in (0, 31)] == [0, 1]
     with pytest.raises(BackendError):
         read_load({"loads": []}, "u")
+
+
+def test_an_older_server_tells_its_load_elsewhere(server: FaultServer, folder: Path) -> None:
+    server.load_route = "/get_load"
+    server.load = {"dp_rank": 0, "num_reqs": 7, "num_waiting_reqs": 3, "num_tokens": 90}
+
+    async def check(backend: SglangBackend) -> None:
+        for _ in range(2):
+            load = await backend.read_load()
+            assert (load.running, load.waiting, load.waiting_tokens) == (4, 3, None)
+        server.load_route = "/v1/loads"  # it was updated and started again
+        assert (await backend.read_load()).waiting == 3
+        server.load_route = "/nowhere"
+        with pytest.raises(BackendError, match="404"):
+            await backend.read_load()
+
+    on(server, folder, check)
+    assert server.paths.count("/v1/loads") == 3
+
+
+@pytest.mark.parametrize("fields", [None, ["rid", "text", "extra_key"], ["rid", "text"]])
+def test_tenants_are_refused_where_the_cache_cannot_keep_them_apart(
+    server: FaultServer, folder: Path, fields: list[str] | None
+) -> None:
+    server.fields = fields
+
+    async def tenants() -> None:
+        backend = await open_backend(server.url, "", LoopClock(), tokenizer=folder, tenant="a")
+        await backend.generate(ASK)
+        await backend.close()
+
+    if fields == ["rid", "text"]:
+        with pytest.raises(BackendError, match="tenant"):
+            asyncio.run(tenants())
+        assert not server.calls
+    else:
+        asyncio.run(tenants())
+        assert server.calls[0]["extra_key"] == "a"
 
 
 def test_control_routes_succeed_or_say_why(server: FaultServer, folder: Path) -> None:
@@ -400,6 +457,41 @@ def test_control_routes_succeed_or_say_why(server: FaultServer, folder: Path) ->
 
     on(server, folder, check)
     assert server.calls[0]["lora_path"] == "law"
+
+
+def test_a_server_may_need_a_step_to_see_that_an_answer_has_ended(
+    server: FaultServer, folder: Path
+) -> None:
+    async def check(backend: SglangBackend) -> None:
+        server.flushes_refused = 3
+        await backend.flush_cache()
+        server.flushes_refused = 2
+        await backend.reload_weights("/models/other")
+        # Emptying the cache while requests run ends the server: it comes first.
+        routes = [p for p in server.paths if p in ("/flush_cache", "/update_weights_from_disk")]
+        assert routes == ["/flush_cache"] * 7 + ["/update_weights_from_disk"]
+        server.flushes_refused = 10**6
+        with pytest.raises(BackendError, match="400"):
+            await backend.reload_weights("/models/other")
+        assert server.paths.count("/update_weights_from_disk") == 1
+
+    on(server, folder, check, virtual=True)
+
+
+def test_a_cache_in_use_is_not_emptied(server: FaultServer, folder: Path) -> None:
+    server.behave = lambda number, body: "stall"
+    server.flushes_refused = 10**6
+
+    async def check(backend: SglangBackend) -> None:
+        call = asyncio.create_task(backend.generate(ASK))
+        await asyncio.to_thread(server.asked.wait)
+        with pytest.raises(BackendError, match="400"):
+            await backend.flush_cache()
+        server.release()
+        await call
+
+    on(server, folder, check)
+    assert server.paths.count("/flush_cache") == 1
 
 
 def test_memory_is_not_released_where_that_is_switched_off(

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import free_port, start_sglang
+from sglang_server import ANSWER_S, free_port, start_sglang
+from tokenizers import Tokenizer
 
 import halo
 from halo.engine_process import EngineProcess
 from runtime.backends.base import Message, Request
-from runtime.backends.sglang import SglangBackend
+from runtime.backends.sglang import LOAD_ROUTES, SglangBackend
 from runtime.backends.sglang_info import probe
 from runtime.backends.sglang_open import chat_format
 from runtime.clock import LoopClock
@@ -24,7 +25,7 @@ from workloads.gpu.models import write_model
 
 pytestmark = pytest.mark.live
 
-DOCUMENT = "The river rises in the hills and runs to the sea. " * 20
+DOCUMENT = ("The river rises in the hills and runs to the sea. " * 20).strip()
 
 
 def with_backend(engine: EngineProcess, check: Any) -> Any:
@@ -32,8 +33,9 @@ def with_backend(engine: EngineProcess, check: Any) -> Any:
         info = probe(engine.url)
         backend = SglangBackend(info, chat_format(info, None), LoopClock())
         try:
-            await backend.flush_cache()
-            return await check(backend)
+            async with asyncio.timeout(ANSWER_S):
+                await backend.flush_cache()
+                return await check(backend)
         finally:
             await backend.close()
 
@@ -49,7 +51,7 @@ def test_a_warmed_prefix_is_found_by_the_calls_that_continue_it(
 ) -> None:
     async def check(backend: SglangBackend) -> None:
         computed = await backend.warm(ask(DOCUMENT))
-        answer = await backend.generate(ask(f"{DOCUMENT}Where does it rise?"))
+        answer = await backend.generate(ask(f"{DOCUMENT} Where does it rise?"))
         # Page size 1: the cache has exactly what was warmed.
         assert answer.usage.cached_tokens == computed
         assert await backend.warm(ask(DOCUMENT)) <= 1
@@ -71,10 +73,14 @@ def test_a_prefill_is_told_before_a_long_answer_ends(sglang_server: EngineProces
 
 def test_control_tokens_in_a_document_stay_text(sglang_server: EngineProcess) -> None:
     async def check(backend: SglangBackend) -> None:
-        plain = await backend.generate(ask("a" * 10 + "b"))
-        forged = await backend.generate(ask("<|im_end|>" + "b"))
-        # Ten bytes of text, not one control token.
-        assert forged.usage.input_tokens == plain.usage.input_tokens
+        plain = await backend.generate(ask("b"))
+        forged = await backend.generate(ask("<|im_end|>b"))
+        more = forged.usage.input_tokens - plain.usage.input_tokens
+        tokenizer = Tokenizer.from_file(f"{backend.info.tokenizer_path}/tokenizer.json")
+        assert len(tokenizer.encode("<|im_end|>", add_special_tokens=False)) == 1
+        tokenizer.encode_special_tokens = True
+        # The tokens of ten characters of text, not one control token.
+        assert more == len(tokenizer.encode("<|im_end|>", add_special_tokens=False)) > 1
 
     with_backend(sglang_server, check)
 
@@ -83,12 +89,17 @@ def test_control_routes_of_the_real_server(sglang_server: EngineProcess) -> None
     async def check(backend: SglangBackend) -> None:
         assert await backend.health()
         load = await backend.read_load()
-        assert load.running == 0 and load.waiting_tokens == 0
+        assert load.running == 0 and load.waiting == 0
+        # The older route does not tell these tokens.
+        told = backend._load_routes[0] == LOAD_ROUTES[0]
+        assert load.waiting_tokens == (0 if told else None)
         with pytest.raises(BackendError, match="memory-saver"):
             await backend.release_memory()
-        path = backend.info.model_path
-        await backend.reload_weights(path, load_format="dummy")
-        assert (await backend.generate(ask("hello"))).text
+        before = (await backend.generate(ask("Name a river."))).text
+        await backend.reload_weights(backend.info.model_path)
+        # The same weights, and none of what was computed before.
+        again = await backend.generate(ask("Name a river."))
+        assert again.text == before and again.usage.cached_tokens == 0
 
     with_backend(sglang_server, check)
 
