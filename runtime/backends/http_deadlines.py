@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+TIMER_SLACK_S = 0.001
+"""Timers may ring a moment before their time: what is due so soon is due, or they would be set
+again and again for the rest of that moment."""
+
 
 class OverdueError(Exception):
     """The deadline has passed."""
@@ -77,10 +81,10 @@ class _Queue:
 
     def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
-        now_s = loop.time()
+        soon_s = loop.time() + TIMER_SLACK_S
         late: list[Waited] = []
         for waited, due_s in self._due_s.items():
-            if due_s > now_s:
+            if due_s > soon_s:
                 self._timer = loop.call_at(due_s, self._ring, loop)
                 break
             late.append(waited)

@@ -13,6 +13,7 @@ from aiohappyeyeballs import start_connection  # pyright: ignore[reportUnknownVa
 from yarl import URL
 
 from runtime.backends.http_connection import Connection
+from runtime.backends.http_deadlines import TIMER_SLACK_S
 
 Addresses: TypeAlias = "Sequence[tuple[int, int, int, str, tuple[Any, ...]]]"
 """As `getaddrinfo` gives them."""
@@ -35,7 +36,7 @@ class ConnectionPool:
         self._host = url.raw_host or ""
         self._tls: ssl.SSLContext | None = None
         self._all: set[Connection] = set()
-        self._kept_since_s: dict[Connection, float] = {}
+        self._kept_until_s: dict[Connection, float] = {}
         self._sweep: TimerHandle | None = None
         self._lookup: asyncio.Task[Addresses] | None = None
         self._looked_up_s = 0.0
@@ -44,8 +45,8 @@ class ConnectionPool:
     def take(self) -> Connection | None:
         """A kept connection, the one that was used last; None when there is none. The server may
         have closed it in this moment."""
-        while self._kept_since_s:
-            connection, _ = self._kept_since_s.popitem()
+        while self._kept_until_s:
+            connection, _ = self._kept_until_s.popitem()
             if connection.usable:
                 return connection
         return None
@@ -77,7 +78,7 @@ class ConnectionPool:
             self._sweep = None
         if self._lookup is not None:
             self._lookup.cancel()
-        self._kept_since_s.clear()
+        self._kept_until_s.clear()
         self._closed = asyncio.get_running_loop().create_future()
         if self._all:
             for connection in self._all:
@@ -101,24 +102,24 @@ class ConnectionPool:
 
     def _keep(self, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
-        self._kept_since_s[connection] = loop.time()
+        until_s = self._kept_until_s[connection] = loop.time() + KEPT_S
         if self._sweep is None:
-            self._sweep = loop.call_later(KEPT_S, self._close_unused)
+            self._sweep = loop.call_at(until_s, self._close_unused)
 
     def _lost(self, connection: Connection) -> None:
-        self._kept_since_s.pop(connection, None)
+        self._kept_until_s.pop(connection, None)
         self._all.discard(connection)
         if not self._all and self._closed is not None and not self._closed.done():
             self._closed.set_result(None)
 
     def _close_unused(self) -> None:
         loop = asyncio.get_running_loop()
-        until_s = loop.time() - KEPT_S
-        for connection, since_s in list(self._kept_since_s.items()):
-            if since_s > until_s:
-                self._sweep = loop.call_at(since_s + KEPT_S, self._close_unused)
+        soon_s = loop.time() + TIMER_SLACK_S
+        for connection, until_s in list(self._kept_until_s.items()):
+            if until_s > soon_s:
+                self._sweep = loop.call_at(until_s, self._close_unused)
                 return
-            del self._kept_since_s[connection]
+            del self._kept_until_s[connection]
             connection.abort()
         self._sweep = None
 

@@ -22,7 +22,7 @@ from runtime.backends.openai import OpenAIBackend, Served
 from runtime.backends.sglang import SglangBackend
 from runtime.backends.sglang_info import read_info
 from runtime.chat.format import ChatFormat
-from runtime.clock import LoopClock
+from runtime.clock import LoopClock, new_event_loop
 from runtime.errors import BackendError, EngineUnreachableError, TruncatedAnswerError
 from runtime.fleet.breaker import CircuitBreaker
 from runtime.fleet.replicas import FleetBackend
@@ -51,8 +51,14 @@ async def ok(exchange: Exchange) -> None:
 
 async def turns(until: Callable[[], bool]) -> None:
     """Let the loop turn until something has happened."""
-    while not until():
+    while not until():  # noqa: ASYNC110
         await asyncio.sleep(0)
+
+
+def kept(client: HttpClient) -> int:
+    """Connections that wait for a call."""
+    pool: Any = client._pool
+    return len(pool._kept_until_s)
 
 
 # --- keeping -------------------------------------------------------------------------------------
@@ -79,8 +85,8 @@ def test_calls_share_connections_one_at_a_time() -> None:
         b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}",
         b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}",
         # Another answer behind it, which must not become that of the next call.
-        b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n'
-        b'{"a": 13}',
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+        b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"a": 13}',
         b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}{"a": 13}',
     ],
 )  # fmt: skip
@@ -142,6 +148,32 @@ def test_unused_connections_are_closed_after_a_while(monkeypatch: pytest.MonkeyP
     on(ok, check)
 
 
+def test_unused_connections_are_closed_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On virtual time, at moments whose sums are not exact in floating point."""
+
+    async def main() -> None:
+        async with RawServer(ok) as server:
+            client = HttpClient(server.url, LoopClock(), backend="test")
+            loop = asyncio.get_running_loop()
+            await asyncio.gather(*(client.post("/r", {}) for _ in range(50)))
+            pool: Any = client._pool
+            connections = list(pool._kept_until_s)
+            pool._kept_until_s.clear()
+            for number, connection in enumerate(connections):
+                pool._keep(connection)
+                await asyncio.sleep(0.1 + number / 7)
+            began_s = loop.time()
+            while pool._kept_until_s:  # noqa: ASYNC110
+                await asyncio.sleep(1.0)
+            assert loop.time() - began_s < http_pool.KEPT_S + 2.0
+            await client.close()
+
+    with asyncio.Runner(loop_factory=lambda: new_event_loop(True)) as runner:
+        runner.run(main())
+
+
 def test_a_stream_that_is_left_at_its_last_event_keeps_its_connection() -> None:
     async def reply(exchange: Exchange) -> None:
         exchange.send(f"HTTP/1.1 200 OK\r\n{EVENTS}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
@@ -158,8 +190,7 @@ def test_a_stream_that_is_left_at_its_last_event_keeps_its_connection() -> None:
             assert await anext(stream) == {}
             await stream.aclose()
             left.set()
-            pool: Any = client._pool
-            await turns(lambda: len(pool._kept_since_s) == 1)
+            await turns(lambda: kept(client) == 1)
         assert server.connections == 1
 
     on(reply, check)
