@@ -377,7 +377,8 @@ class SglangBackend(Backend):
         self.info = replace(self.info, adapters=tuple(a for a in self.info.adapters if a != name))
 
     async def _control(self, route: str, body: dict[str, Any]) -> None:
-        answer = await self._http.post(route, body, timeout_s=CONTROL_TIMEOUT_S)
+        # To release or load a second time is an error.
+        answer = await self._http.post(route, body, timeout_s=CONTROL_TIMEOUT_S, once=True)
         told = cast("dict[str, Any]", answer) if isinstance(answer, dict) else {}
         if told.get("success") is False:
             raise BackendError(

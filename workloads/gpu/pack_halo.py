@@ -18,7 +18,7 @@ from pathlib import Path
 
 WANTED = (
     *("duckdb==1.5.5", "jsonschema-rs", "minijinja", "networkx", "pydantic-settings", "PyYAML"),
-    *("python-dotenv", "sqlglot", "stamina", "tenacity"),
+    *("httptools", "python-dotenv", "sqlglot", "stamina", "tenacity"),
     *("langgraph", "langgraph-checkpoint", "langgraph-prebuilt", "langgraph-sdk", "langchain-core"),
     *("langchain-protocol", "langsmith", "ormsgpack", "jsonpatch", "jsonpointer", "packaging"),
     *("uuid-utils", "requests-toolbelt", "zstandard", "requests", "charset-normalizer", "urllib3"),
