@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import halo
 from halo.progress import Reporter
@@ -39,8 +39,16 @@ def demo(out: Path, *, model: str | None, engine: str | None) -> int:
             if outcome.error is not None:
                 print(f"  {outcome.query}: {outcome.error.type}: {outcome.error.message}")
             elif isinstance(outcome.value, dict):
-                print("  " + "  ".join(f"{k}: {v}" for k, v in outcome.value.items()))
+                for name, value in outcome.value.items():
+                    print(f"  {name}: {_line(value)}")
     print("\nEXPLAIN ANALYZE\n")
     print(result.explain())
     print(f"\nelapsed {result.elapsed_s:.0f} s; run directory: {out}")
     return 3 if result.errors else 0
+
+
+def _line(value: Any) -> str:
+    if not isinstance(value, dict):
+        return " ".join(str(value).split())
+    members = cast("dict[str, Any]", value)
+    return "; ".join(f"{name.replace('_', ' ')}: {_line(each)}" for name, each in members.items())

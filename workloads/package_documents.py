@@ -18,110 +18,135 @@ from pydantic import BaseModel, Field
 import halo
 
 MIN_README_CHARS = 400
-README_CHARS = 300
-"""What a row carries of a README: enough to say what the package does, short enough for a CPU."""
-PITCH_CHARS = 150
-REASON_CHARS = 120
-"""Bounds that the engine enforces while decoding: a small model ends a sentence in time only when
-it must, and an answer cut by its token limit is no JSON."""
+DOCUMENT_CHARS = 180
+"""What a row carries: enough to say what the package does, short enough for a CPU."""
+OPENING_CHARS = 1_500
+"""Further down, READMEs tell how to contribute and whom to ask."""
+OPENING_PARAGRAPHS = 2
+PROSE_CHARS = 60
+NEW_WORDS = 3
+"""A sentence with fewer words that the summary lacks says the same again."""
+WHEN_CHARS = 100
+"""A bound that the engine enforces while decoding, well beyond what is asked for: where a bound
+ends a sentence, the model takes whatever token still fits."""
 
 FACTS_SQL = """
-SELECT p.licence, round(p.size_bytes / 1e6, 2) AS megabytes, p.n_dependencies AS dependencies,
-       (SELECT count(*) FROM dependencies d WHERE d.requires = p.name) AS used_by
+SELECT concat_ws(', ', p.licence, round(p.size_bytes / 1e6, 1) || ' MB',
+                 'needs ' || p.n_dependencies || ' packages',
+                 'needed by ' || (SELECT count(*) FROM dependencies d WHERE d.requires = p.name)
+                ) AS facts
 FROM packages p WHERE p.name = $name
 """
 
+CATEGORIES = (
+    "testing", "static analysis", "data and files", "science and maths", "web and networks",
+    "concurrency", "command line", "packaging", "machine learning", "security", "language tools",
+    "other",
+)  # fmt: skip
 
-class Card(BaseModel):
-    """A catalogue entry."""
+MODULES = (
+    "abc", "argparse", "array", "ast", "asyncio", "base64", "collections", "collections.abc",
+    "concurrent.futures", "configparser", "contextlib", "copy", "csv", "ctypes", "dataclasses",
+    "datetime", "decimal", "difflib", "doctest", "email", "enum", "fnmatch", "fractions",
+    "functools", "getpass", "gettext", "glob", "graphlib", "hashlib", "heapq", "hmac",
+    "html.parser", "http.client", "http.cookies", "http.server", "importlib", "importlib.metadata",
+    "inspect", "ipaddress", "itertools", "json", "locale", "logging", "math", "mimetypes",
+    "multiprocessing", "operator", "os", "pathlib", "pickle", "platform", "pprint", "queue",
+    "random", "re", "sched", "secrets", "select", "shelve", "shlex", "shutil", "signal", "smtplib",
+    "socket", "socketserver", "sqlite3", "ssl", "statistics", "string", "struct", "subprocess",
+    "sys", "sysconfig", "tarfile", "tempfile", "textwrap", "threading", "time", "tkinter",
+    "tokenize", "tomllib", "traceback", "types", "typing", "unicodedata", "unittest",
+    "unittest.mock", "urllib.parse", "urllib.request", "uuid", "venv", "warnings", "weakref",
+    "xml.etree.ElementTree", "zipfile", "zlib", "zoneinfo",
+)  # fmt: skip
+"""Modules of the standard library that might do instead. The engine enforces that the answer is
+one of them (and one of `CATEGORIES`), so no prompt has to list them."""
 
-    category: Literal[
-        "testing", "static analysis", "data", "networking", "command line", "packaging",
-        "machine learning", "other",
-    ]  # fmt: skip
-    pitch: str = Field(max_length=PITCH_CHARS)
+ADVISER = "You advise a team on Python packages. Answer in at most 8 words, concretely."
+"""What every call is told first."""
 
 
 class Verdict(BaseModel):
     """The judge's decision over the three opinions."""
 
     decision: Literal["adopt", "try", "avoid"]
-    strongest: Literal["enthusiast", "sceptic", "maintainer"]
-    reason: str = Field(max_length=REASON_CHARS)
+    needed_when: str = Field(max_length=WHEN_CHARS)
 
 
-lm = halo.Model()
+lm = halo.Model(max_tokens=24)
 
 
-def gist_of(name: str, readme: str) -> str:
+def use_of(name: str, text: str) -> str:
     """The step that both workflows begin with."""
-    return lm.gen(
-        "You write for a catalogue of Python packages. In one sentence of at most 15 words, say "
-        "what the package does for its users. No praise.\n\n"
-        f"Package: {name}\nREADME:\n{readme}\n\nOne sentence:",
-        max_tokens=28,
-        name="gist",
-    )
+    return lm.gen(f"Package {name}: {text}\n\nWhat is it for?", system=ADVISER, name="use")
 
 
-def case_of(name: str, readme: str) -> str:
-    """What every later call is told first, in the same words: instructions come last, so that the
-    calls about one package share the prefix."""
-    gist = gist_of(name, readme)
-    facts = halo.sql(FACTS_SQL, name=name)
-    return (
-        "A team considers Python packages for its product and keeps a catalogue of them. Be brief "
-        f"and concrete.\n\nPackage: {name}\nWhat it does: {gist}\nFacts: {facts}\n\n"
-    )
+def facts_of(name: str) -> str:
+    """The second step of both: what the database knows."""
+    facts: str = halo.sql(FACTS_SQL, name=name)[0]["facts"]
+    return facts
+
+
+def case_of(name: str, text: str) -> str:
+    """What every later call is told first, in the same words, and the question last: the calls
+    about one package share the prefix, and a small model follows what it read last."""
+    return f"Package {name}: {text}\nUse: {use_of(name, text)}\nFacts: {facts_of(name)}\n"
 
 
 @halo.workflow
-def card(name: str, readme: str) -> Card:
-    """A catalogue card: the gist, facts from the database, a category."""
-    return lm.gen(
-        f"{case_of(name, readme)}Fill in the catalogue card: the category that fits what it does, "
-        "and a pitch of at most 12 words that says who needs it.",
-        out=Card,
-        max_tokens=96,
-        name="card",
+def card(name: str, text: str) -> dict[str, str]:
+    """A catalogue card: the use, facts from the database, a category."""
+    category = lm.choose(
+        f"{case_of(name, text)}\nWhich category fits it best?",
+        CATEGORIES,
+        system=ADVISER,
+        name="category",
     )
+    return {"use": use_of(name, text), "facts": facts_of(name), "category": category}
 
 
 @halo.workflow
-def panel(name: str, readme: str) -> Verdict:
-    """Three agents that disagree about adopting the package, and a judge."""
-    case = case_of(name, readme)
+def panel(name: str, text: str) -> dict[str, Any]:
+    """Three agents that disagree about adding the package, and a judge."""
+    case = case_of(name, text)
     enthusiast = lm.gen(
-        f"{case}You are the enthusiast. Argue FOR adding it, in at most 12 words.",
-        max_tokens=24,
+        f"{case}\nEnthusiast, what would we gain from it?",
+        system=ADVISER,
         name="enthusiast",
     )
     sceptic = lm.gen(
-        f"{case}You are the sceptic. Argue AGAINST adding it, in at most 12 words.",
-        max_tokens=24,
+        f"{case}\nSceptic, the worst risk of adding it?",
+        system=ADVISER,
         name="sceptic",
     )
-    maintainer = lm.gen(
-        f"{case}You will maintain the product. Name the cost of adding it, in at most 12 words.",
-        max_tokens=24,
-        name="maintainer",
+    minimalist = lm.choose(
+        f"{case}\nMinimalist, the standard library module to use instead?",
+        MODULES,
+        system=ADVISER,
+        name="minimalist",
     )
-    return lm.gen(
-        f"{case}Enthusiast: {enthusiast}\nSceptic: {sceptic}\nMaintainer: {maintainer}\n\n"
-        "You are the judge: adopt, try or avoid it? Say whose argument is strongest, and your "
-        "reason in at most 10 words.",
+    verdict = lm.gen(
+        f"{case}Enthusiast: {enthusiast}\nSceptic: {sceptic}\nMinimalist: use {minimalist}\n\n"
+        "Judge, adopt, try or avoid it? When is it needed?",
         out=Verdict,
-        max_tokens=96,
+        system=ADVISER,
+        max_tokens=64,
         name="judge",
     )
+    return {
+        "enthusiast": enthusiast,
+        "sceptic": sceptic,
+        "minimalist": minimalist,
+        "verdict": verdict,
+    }
 
 
 def package_rows(limit: int | None = None) -> list[dict[str, str]]:
     """One row for each installed distribution with a README worth reading, by name."""
     rows = [
-        {"name": normalized(dist), "readme": readme[:README_CHARS]}
+        {"name": normalized(dist), "text": opening(dist.metadata["Summary"] or "", readme)}
         for dist in _installed()
-        if len(readme := plain_readme(_description(dist))) >= MIN_README_CHARS
+        if len(readme := _description(dist)) >= MIN_README_CHARS
     ]
     return rows[:limit]
 
@@ -155,16 +180,37 @@ def write_database(path: Path) -> int:
         return len(packages)
 
 
-def plain_readme(text: str) -> str:
-    """A README's prose: no badges, images, tables of links or HTML."""
-    kept: list[str] = []
-    for line in text.splitlines():
-        line = re.sub(r"!\[[^\]]*\]\([^)]*\)|<[^>]+>", "", line)
-        line = re.sub(r"\[([^\]]*)\](\([^)]*\)|\[[^\]]*\])", r"\1", line).strip()
-        if not line or re.match(r"^(\.\. |:\w+:|\[.*\]:|[-=~*#|^]+$|https?://)", line):
-            continue
-        kept.append(line)
-    return "\n".join(kept)
+def opening(summary: str, readme: str) -> str:
+    """What a package says of itself first: its summary, and the README's first sentences that say
+    more, at most `DOCUMENT_CHARS` characters of whole sentences."""
+    text = summary.strip().rstrip(".")[:DOCUMENT_CHARS] + "."
+    known = _words(text)
+    for sentence in re.split(
+        r"(?<=[.!?])\s+(?=[A-Z])", " ".join(prose(readme[:OPENING_CHARS])[:OPENING_PARAGRAPHS])
+    ):
+        if len(text) + 1 + len(sentence) > DOCUMENT_CHARS:
+            break
+        if len(_words(sentence) - known) >= NEW_WORDS:
+            text += f" {sentence}"
+            known |= _words(sentence)
+    return text
+
+
+def prose(readme: str) -> list[str]:
+    """The paragraphs of a README that are prose: no headings, badges, code, lists, tables or HTML.
+    Both markups that packages use are read, Markdown and reStructuredText."""
+    text = re.sub(r"<!--.*?-->|^(```|~~~).*?^\1", "", readme, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"!\[[^\]]*\](\([^)]*\)|\[[^\]]*\])?", "", text)  # images
+    text = re.sub(r"\[([^\]]*)\](\([^)]*\)|\[[^\]]*\])?", r"\1", text)  # links
+    text = re.sub(r"`([^`<]+?)\s*<[^>`]*>`__?", r"\1", text)
+    text = re.sub(r":\w+:(?=`)|<[^>]+>", "", text)
+    text = re.sub(r"[`*]|(?<=\w)__?(?=[\s.,;)]|$)|\B_(?=\w)", "", text)  # emphasis, references
+    paragraphs = [" ".join(p.split()) for p in re.split(r"\n\s*\n", text) if p[:1].strip()]
+    return [p for p in paragraphs if len(p) >= PROSE_CHARS and re.match(r"[A-Za-z\"].*[.!]$", p)]
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w{4,}", text.lower()))
 
 
 def normalized(dist: Distribution) -> str:
