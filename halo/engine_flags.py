@@ -117,6 +117,7 @@ def _cpu(flags: Flags) -> None:
         "--disable-overlap-schedule", "--cuda-graph-backend-decode", "disabled",
         "--cuda-graph-backend-prefill", "disabled",
     )  # fmt: skip
+    flags.add("its cores are wanted by others while nothing runs", "--sleep-on-idle")
     flags.add("small, as main memory is shared", "--max-total-tokens", 65_536)
     flags.add("more at once only wait for each other", "--max-running-requests", 64)
 

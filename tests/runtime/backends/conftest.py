@@ -57,7 +57,7 @@ def sglang_python() -> str:
 @pytest.fixture(scope="session")
 def smollm2(sglang_python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a model that answers; HALO_SGLANG_MODEL names one that is there already."""
-    from sglang_server import NO_INSTRUCTIONS
+    from sglang_server import BYTECODE, NO_INSTRUCTIONS
 
     ready = os.environ.get("HALO_SGLANG_MODEL", "")
     if ready:
@@ -67,7 +67,12 @@ def smollm2(sglang_python: str, tmp_path_factory: pytest.TempPathFactory) -> Pat
     script = Path(__file__).parent / "gguf_to_folder.py"
     command = [sglang_python, "-P", str(script), str(file), str(folder)]
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=CONVERT_S
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=CONVERT_S,
+        env={**os.environ, **BYTECODE},
     )
     if done.returncode == -signal.SIGILL:
         pytest.skip(NO_INSTRUCTIONS)

@@ -16,6 +16,9 @@ ANSWER_S = 300.0
 """A test that has asked the server waits this long at most."""
 NO_INSTRUCTIONS = "this processor lacks an instruction that SGLang's environment is compiled for"
 
+BYTECODE = {"PYTHONDONTWRITEBYTECODE": ""}
+"""The first start compiles what SGLang imports, 60 s of processor time; it is kept."""
+
 logs: list[Path] = []
 """What the servers of this session say."""
 
@@ -30,7 +33,7 @@ def start_sglang(python: str, model: Path, log: Path, port: int, *flags: str) ->
         [python, "-P", str(launcher), *choose_flags(wish).values],
         f"http://127.0.0.1:{port}",
         log,
-        environment={"OMP_NUM_THREADS": "1"},
+        environment={"OMP_NUM_THREADS": "1", **BYTECODE},
         ready_s=READY_S,
         say=lambda line: None,
     )
