@@ -14,7 +14,7 @@ README = """
 
 [![build](https://ci.example/badge.svg)](https://ci.example) <img src="logo.png">
 
-Frobnicate turns **widgets** into `gadgets` with the [fast method](https://example.org/fast).
+Frobnicate turns **widgets** into `gadgets` with the [fast method](https://e.org/f) of 1998.
 
 ```python
 import frobnicate; print("this is code, and no sentence at all, however long it may be.")
@@ -28,7 +28,7 @@ It needs no configuration, reads files of any size, and is used by three factori
 
 def test_prose_is_what_a_person_would_read() -> None:
     assert prose(README) == [
-        "Frobnicate turns widgets into gadgets with the fast method.",
+        "Frobnicate turns widgets into gadgets with the fast method of 1998.",
         "It needs no configuration, reads files of any size, and is used by three factories in the "
         "north.",
     ]
