@@ -67,7 +67,7 @@ test-sglang: setup-torch
 		0) $(MAKE) --no-print-directory test-sglang-here ;; 3) ;; *) exit 1 ;; esac
 
 test-sglang-here: setup-torch sglang-env
-	HALO_SGLANG_PYTHON=$(abspath $(SGLANG_BIN))/python $(BIN)/python -m pytest -q -m live -k sglang \
+	HALO_SGLANG_PYTHON=$(abspath $(SGLANG_BIN))/python $(BIN)/python -m pytest -q -rs -m live -k sglang \
 		--durations=5 $(SGLANG_TESTS)/test_conformance.py $(SGLANG_TESTS)/test_sglang_live.py
 
 test-live: setup-torch sglang-env

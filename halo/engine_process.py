@@ -174,7 +174,7 @@ def answers(url: str) -> bool:
 
 def freeze_collector(url: str) -> None:
     """Have a ready server keep what it has loaded out of Python's garbage collection: a full pass
-    stops its front for most of a second, and with it every request. Servers that cannot are left
-    as they are."""
+    over it stops the server's front, and with it every request. Servers that cannot are left as
+    they are."""
     with suppress(OSError), urllib.request.urlopen(f"{url}/freeze_gc", timeout=30) as answer:
         answer.read()

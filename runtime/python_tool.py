@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,11 +16,10 @@ from typing import Any, TypeAlias, TypeVar
 
 from planner.logical import Json
 from runtime.clock import Clock
-from runtime.deadline import finish_within
 from runtime.errors import ToolError, ToolTimeoutError
 from runtime.json_value import JsonRows, NotJson, to_json
 from runtime.thread_lane import NoThreadError, ThreadLane
-from runtime.threads import start_in_thread
+from runtime.threads import ThreadJob, start_in_thread
 from runtime.tools import OnRows, ToolSpec
 
 T = TypeVar("T")
@@ -37,33 +35,12 @@ async def in_thread(function: Callable[[], T], name: str) -> T:
     Cancelling the wait abandons the thread: it runs on, and its result is dropped. Hold
     `clock.outside()` around this.
     """
-    loop = asyncio.get_running_loop()
-    # The outcome travels as a value: a future refuses StopIteration as an exception.
-    future: asyncio.Future[tuple[T | None, BaseException | None]] = loop.create_future()
-    context = contextvars.copy_context()
-
-    def deliver(result: T | None, error: BaseException | None) -> None:
-        if not future.done():
-            future.set_result((result, error))
-
-    def work() -> None:
-        result: T | None = None
-        error: BaseException | None = None
-        try:
-            result = context.run(function)
-        except BaseException as raised:
-            error = raised
-        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-            loop.call_soon_threadsafe(deliver, result, error)
-
+    job = ThreadJob(function)
     try:
-        start_in_thread(work, name)
+        start_in_thread(job.run, name)
     except RuntimeError as refused:
         raise _no_thread(name, refused) from refused
-    result, error = await future
-    if error is not None:
-        raise error
-    return result  # type: ignore[return-value]
+    return await job.outcome()
 
 
 async def call_python(
@@ -71,14 +48,13 @@ async def call_python(
     arguments: Mapping[str, Json],
     idempotency_key: str,
     clock: Clock,
+    lane: ThreadLane,
     on_rows: OnRows | None = None,
-    *,
-    lane: ThreadLane | None = None,
     on_end: OnEnd | None = None,
 ) -> Json:
     """The JSON value of one call of a Python tool; of a generator, the list of what it yields, of
-    which `on_rows` is told as it comes. With a `lane`, the call may wait there for a thread;
-    `on_end` is then told when it started and how long it ran (`ThreadLane.run`).
+    which `on_rows` is told as it comes. A function that blocks runs in `lane`, where it may wait
+    for a thread; `on_end` is told when it started and how long it ran (`ThreadLane.run`).
 
     The timeout of a function in a thread is real time; that of a coroutine function is the loop's
     time, which under virtual time takes none. Raises `ToolError`, retryable when the function
@@ -89,22 +65,18 @@ async def call_python(
     if takes_idempotency_key(spec.function):
         keywords[IDEMPOTENCY_KEY] = idempotency_key
     bound = partial(spec.function, **keywords)
-    if runs_on_loop(spec.function):
+    if _runs_on_loop(spec.function):
         return await _on_loop(spec, bound, on_rows)
-    late = partial(timeout_error, spec.name, spec.timeout_s)
-    if lane is not None:
-        in_this_thread = partial(_in_this_thread, spec, bound, on_rows)
-        try:
-            with clock.outside():
-                return await lane.run(in_this_thread, spec.timeout_s, late, on_end)
-        except NoThreadError as refused:
-            raise _no_thread(spec.name, refused) from refused
-    return await finish_within(
-        in_thread(partial(_in_this_thread, spec, bound, on_rows), f"halo-tool-{spec.name}"),
-        spec.timeout_s,
-        clock,
-        late,
-    )
+    try:
+        with clock.outside():
+            return await lane.run(
+                partial(_in_this_thread, spec, bound, on_rows),
+                spec.timeout_s,
+                partial(timeout_error, spec.name, spec.timeout_s),
+                on_end,
+            )
+    except NoThreadError as refused:
+        raise _no_thread(spec.name, refused) from refused
 
 
 def takes_idempotency_key(function: Callable[..., Any]) -> bool:
@@ -187,8 +159,7 @@ def _tool_error(name: str, error: BaseException) -> ToolError:
     )
 
 
-def runs_on_loop(function: Callable[..., Any]) -> bool:
-    """Whether a tool's function is asynchronous."""
+def _runs_on_loop(function: Callable[..., Any]) -> bool:
     call: Any = getattr(type(function), "__call__", None)  # noqa: B004
     return any(
         inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each)

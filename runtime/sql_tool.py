@@ -36,12 +36,11 @@ _ABANDON_S = 5.0
 
 @dataclass(slots=True)
 class _Opened:
-    """A database file: its connection, opened once, and the lock of its writes."""
+    """A database file: its connection, opened by the first query, and the lock of its writes."""
 
     path: Path
     writable: bool
     connection: DuckDBPyConnection | None = None
-    closed: bool = False
     opening: threading.Lock = field(default_factory=threading.Lock)
     writing: threading.Lock = field(default_factory=threading.Lock)
 
@@ -172,7 +171,9 @@ class Databases:
         """Close all connections."""
         opened, self._opened = self._opened, {}
         for each in opened.values():
-            await asyncio.to_thread(self._close, each)
+            if each.connection is not None:
+                # Closing may write a checkpoint.
+                await asyncio.to_thread(each.connection.close)
 
     @staticmethod
     def volatile(text: str) -> bool:
@@ -197,30 +198,17 @@ class Databases:
             tool=name,
         )
 
-    @staticmethod
-    def _close(opened: _Opened) -> None:
-        """In a thread: closing may write a checkpoint."""
-        with opened.opening:
-            opened.closed = True
-            if opened.connection is not None:
-                opened.connection.close()
-
-    def _connected(self, opened: _Opened) -> DuckDBPyConnection:
-        """In a thread: the connection, opened if it is not."""
-        with opened.opening:
-            if opened.closed:
-                raise ToolError(f"{opened.path} has been closed", tool=opened.path.name)
-            if opened.connection is None:
-                opened.connection = connect(opened.path, opened.writable, self._limits)
-            return opened.connection
-
     def _run(self, opened: _Opened, query: _Query, late: Callable[[], Exception]) -> list[Json]:
         """In a thread: the rows of `query`."""
         import duckdb
 
         name = opened.path.name
         try:
-            with self._connected(opened).cursor() as cursor:
+            with opened.opening:
+                if opened.connection is None:
+                    opened.connection = connect(opened.path, opened.writable, self._limits)
+                cursor = opened.connection.cursor()
+            with cursor:
                 query.cursor = cursor
                 with contextlib.nullcontext() if query.read_only else opened.writing:
                     if query.late:

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from runtime.deadline import real_timer
-from runtime.threads import start_in_thread
+from runtime.threads import ThreadJob, start_in_thread
 
 T = TypeVar("T")
 
@@ -27,41 +26,26 @@ class NoThreadError(RuntimeError):
     """No thread could be started."""
 
 
-class _Job(Generic[T]):
+class _Job(ThreadJob[T]):
     """A function on its way. `started_s` is on the loop's clock; `began_s` and `took_s` are real
     time, which a virtual loop's clock does not follow."""
 
-    def __init__(self, function: Callable[[], T], loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.future: asyncio.Future[tuple[T | None, BaseException | None]] = loop.create_future()
-        self.context = contextvars.copy_context()
-        self.function = function
+    def __init__(self, function: Callable[[], T]) -> None:
+        super().__init__(function)
         self.started_s: float | None = None
         self.began_s = 0.0
         self.took_s = 0.0
         self.abandoned = False
         self.ended = False
 
-    def run(self) -> None:
-        """In a thread: run the function and hand its outcome to the loop."""
-        result: T | None = None
-        error: BaseException | None = None
-        try:
-            result = self.context.run(self.function)
-        except BaseException as raised:
-            error = raised
-        self.took_s = time.perf_counter() - self.began_s
-        self.end(result, error)
+    def start(self) -> None:
+        """A thread has taken it."""
+        self.began_s = time.perf_counter()
+        self.started_s = self.loop.time()
 
     def end(self, result: T | None, error: BaseException | None) -> None:
-        """Hand an outcome to the loop, from any thread."""
-        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-            self.loop.call_soon_threadsafe(self._deliver, result, error)
-
-    def _deliver(self, result: T | None, error: BaseException | None) -> None:
-        # As a value: a future refuses StopIteration as an exception.
-        if not self.future.done():
-            self.future.set_result((result, error))
+        self.took_s = time.perf_counter() - self.began_s
+        super().end(result, error)
 
 
 class ThreadLane:
@@ -89,8 +73,7 @@ class ThreadLane:
         `limit_s` seconds of real time, not counting the time in the queue. `on_end` is told when it
         started, on the loop's clock, and how many seconds it ran. Hold `clock.outside()` around
         this. Raises `NoThreadError`."""
-        loop = asyncio.get_running_loop()
-        job: _Job[T] = _Job(function, loop)
+        job: _Job[T] = _Job(function)
         with self._lock:
             self._jobs.append(job)  # type: ignore[arg-type]
         self._start_threads()
@@ -109,18 +92,17 @@ class ThreadLane:
 
         try:
             with real_timer(limit_s, look):
-                result, error = await job.future
+                return await job.outcome()
         except asyncio.CancelledError:
             self._give_up(job)
             current = asyncio.current_task()
             if given_up is not None and not (current and current.cancelling()):
                 raise given_up from None
             raise
-        if on_end is not None and job.started_s is not None:
-            on_end(job.started_s, job.took_s)
-        if error is not None:
-            raise error
-        return result  # type: ignore[return-value]
+        finally:
+            over = job.future.done() and not job.future.cancelled()
+            if over and on_end is not None and job.started_s is not None:
+                on_end(job.started_s, job.took_s)
 
     def _start_threads(self) -> None:
         with self._lock:
@@ -151,8 +133,7 @@ class ThreadLane:
                     self._threads -= 1
                     return
                 job = self._jobs.popleft()
-                job.began_s = time.perf_counter()
-                job.started_s = job.loop.time()
+                job.start()
             job.run()
             with self._lock:
                 if job.abandoned:

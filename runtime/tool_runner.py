@@ -18,7 +18,7 @@ from planner.logical import Effect, Json, Sql, canonical_json, strongest
 from runtime.clock import Clock
 from runtime.errors import DrainingError, ToolError
 from runtime.http_tool import HttpTools
-from runtime.python_tool import call_python, runs_on_loop
+from runtime.python_tool import call_python
 from runtime.records import CallRecord, CallSite, Store
 from runtime.retry import RetryPolicy
 from runtime.sharing import CallTable
@@ -50,7 +50,7 @@ class _Call:
     attempts: int
     run: Callable[[], Awaitable[Json]]
     began_s: list[float] = field(default_factory=list[float])
-    """When attempts began to run, where that is later than when they were sent."""
+    """When each attempt began to run, of those that waited for a thread and ended."""
 
 
 class ToolRunner:
@@ -121,14 +121,15 @@ class ToolRunner:
                 arguments,
                 idempotency_key,
                 self._clock,
+                self._lane_of(spec),
                 self._streams.attempt(key),
-                lane=self._lane_of(spec),
-                on_end=ran,
+                ran,
             )
 
         def ran(began_s: float, seconds: float) -> None:
             call.began_s.append(began_s)
-            slots.took(seconds)
+            if spec.effect is Effect.PURE:
+                slots.took(seconds)
 
         attempts = 1 + (spec.retries if spec.effect is Effect.PURE else 0)
         slots = self._places(f"tool {name}", spec.max_concurrency)
@@ -228,7 +229,7 @@ class ToolRunner:
             except ToolError as error:
                 durable = self._store.record_call(self._record(call, queued_s, start_s, error))
                 raise
-            start_s = max(start_s, *call.began_s[:1], start_s)
+            start_s = next(iter(call.began_s), start_s)
             record = self._record(call, queued_s, start_s, None, value, attempts)
             durable = self._store.record_call(record)
             return record
@@ -315,10 +316,8 @@ class ToolRunner:
             slots = self._slots[name] = ToolSlots(limit)
         return slots
 
-    def _lane_of(self, spec: ToolSpec) -> ThreadLane | None:
-        """The threads of a tool that blocks. Writes go one by one."""
-        if spec.function is None or spec.effect is not Effect.PURE or runs_on_loop(spec.function):
-            return None
+    def _lane_of(self, spec: ToolSpec) -> ThreadLane:
+        """The threads of a tool."""
         lane = self._lanes.get(spec.name)
         if lane is None:
             lane = ThreadLane(spec.max_concurrency, f"halo-tool-{spec.name}")

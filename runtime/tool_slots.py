@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 
-HAND_OVER_S = 0.01
-"""What it takes to hand a function to a thread, and its result back, while the loop is busy: twice
-the interpreter's switch interval."""
+HAND_OVER_S = 0.005
+"""What it takes to hand a function to a thread while the loop is busy: the interpreter's switch
+interval."""
 MOST_AHEAD = 256
 _WEIGHT = 0.2
 
@@ -24,11 +24,6 @@ class ToolSlots:
         self._ahead = 0
         self._wanted = 0
         self._mean_s: float | None = None
-
-    @property
-    def full(self) -> bool:
-        """Whether a call would have to wait."""
-        return self._slots.locked()
 
     async def acquire(self) -> None:
         """Wait for a place."""
@@ -45,8 +40,7 @@ class ToolSlots:
         """A call has run in its thread for so long."""
         mean_s = self._mean_s
         self._mean_s = mean_s = seconds if mean_s is None else mean_s + _WEIGHT * (seconds - mean_s)
-        in_one_hand_over = self._most * HAND_OVER_S / max(mean_s, 1e-9)
-        self._wanted = min(MOST_AHEAD, int(in_one_hand_over) // 2)
+        self._wanted = min(MOST_AHEAD, int(self._most * HAND_OVER_S / max(mean_s, 1e-9)))
         while self._ahead < self._wanted:
             self._ahead += 1
             self._slots.release()

@@ -2,7 +2,7 @@
 
 `package_rows` reads names, summaries and READMEs from the metadata of the installed distributions;
 `write_database` puts their facts (licence, files, size, who depends on whom) into DuckDB tables.
-Two workflows over them share their first two steps: a gist of the README, and an SQL query.
+Two workflows over them share their first two steps: what a package is for, and an SQL query.
 """
 
 from __future__ import annotations

@@ -94,10 +94,9 @@ class HttpClient:
         A caller that has what it wants closes the generator.
         """
         reader = EventReader()
-        answer, limit_s = Answer(), self.timeout_s
-        self._deadlines.add(answer, limit_s)
-        try:
-            with self._clock.outside():
+        limit_s = self.timeout_s
+        with self._exchange(route, limit_s) as answer, self._clock.outside():
+            try:
                 request = self._request("POST", route, payload)
                 await self._ask(request, answer, answer.begun, limit_s)
                 if answer.status != 200 or _is_json(answer):
@@ -110,18 +109,11 @@ class HttpClient:
                 while part := await answer.part():
                     for data in reader.feed(decoded(part)):
                         yield None if data.strip() == DONE else self._object(data, route)
-        except GeneratorExit:
-            # The few bytes that come after the last event are cheaper than another connection.
-            if (rest := answer.rest(REST_BYTES)) is not None:
-                self._deadlines.add(rest, REST_S)
-            raise
-        except BackendError:
-            raise
-        except Exception as error:
-            raise self._fault(error, route, limit_s) from error
-        finally:
-            self._deadlines.discard(answer, limit_s)
-            answer.leave()
+            except GeneratorExit:
+                # The few bytes that come after the last event are cheaper than another connection.
+                if (rest := answer.rest(REST_BYTES)) is not None:
+                    self._deadlines.add(rest, REST_S)
+                raise
 
     async def close(self) -> None:
         """Close the connections. Safe to call twice."""
@@ -137,21 +129,14 @@ class HttpClient:
     ) -> str:
         """The body of a whole answer."""
         limit_s = self.timeout_s if timeout_s is None else timeout_s
-        answer = Answer()
-        self._deadlines.add(answer, limit_s)
-        try:
-            with self._clock.outside():
-                request = self._request(method, route, payload)
-                ended = partial(answer.ended, MAX_BODY_BYTES)
-                await self._ask(request, answer, ended, limit_s, once=once)
+        with self._exchange(route, limit_s) as answer, self._clock.outside():
+            request = self._request(method, route, payload)
+            ended = partial(answer.ended, MAX_BODY_BYTES)
+            await self._ask(request, answer, ended, limit_s, once=once)
             return self._body(answer, route)
-        except BackendError:
-            raise
-        except Exception as error:
-            raise self._fault(error, route, limit_s) from error
-        finally:
-            self._deadlines.discard(answer, limit_s)
-            answer.leave()
+
+    def _exchange(self, route: str, limit_s: float) -> _Exchange:
+        return _Exchange(self._deadlines, limit_s, partial(self._fault, route=route))
 
     async def _ask(
         self,
@@ -265,7 +250,7 @@ class HttpClient:
             raise not_an_answer(self.url + route, text, backend=self._backend)
         return cast("dict[str, Any]", document)
 
-    def _fault(self, error: Exception, route: str, limit_s: float) -> BackendError:
+    def _fault(self, error: Exception, limit_s: float, route: str) -> BackendError:
         """What a failed exchange means."""
         url = self.url + route
         match error:
@@ -289,6 +274,34 @@ class HttpClient:
                 return unreachable(url, error, backend=self._backend)
             case _:
                 return not_an_answer(url, str(error), backend=self._backend)
+
+
+class _Exchange:
+    """An answer that is waited for within a limit. What fails is a `BackendError`, of which `fault`
+    makes those that are not. A class and no generator, since every call needs one."""
+
+    __slots__ = ("_answer", "_deadlines", "_fault", "_limit_s")
+
+    def __init__(
+        self,
+        deadlines: Deadlines,
+        limit_s: float,
+        fault: Callable[[Exception, float], BackendError],
+    ) -> None:
+        self._deadlines = deadlines
+        self._limit_s = limit_s
+        self._fault = fault
+        self._answer = Answer()
+
+    def __enter__(self) -> Answer:
+        self._deadlines.add(self._answer, self._limit_s)
+        return self._answer
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._deadlines.discard(self._answer, self._limit_s)
+        self._answer.leave()
+        if isinstance(error, Exception) and not isinstance(error, BackendError):
+            raise self._fault(error, self._limit_s) from error
 
 
 _BREAKS = frozenset("\r\n\0")

@@ -102,61 +102,49 @@ class AbsentKernel:
 class AbsentModule(types.ModuleType):
     """A module of absent kernels."""
 
-    def __getattr__(self, name: str) -> AbsentKernel:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return AbsentKernel(f"{self.__name__}.{name}")
-
-
-class AbsentKernels(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Lets every import of `sgl_kernel` succeed."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname.partition(".")[0] != "sgl_kernel":
-            return None
-        return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        module = AbsentModule(spec.name)
-        module.__path__ = []
-        return module
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        pass
-
-
-class OwnLayer(types.ModuleType):
-    """A module of vLLM's layers that holds SGLang's own: they can run in plain PyTorch."""
-
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        folder, _, module = self.__name__.rpartition(".")
-        if folder == "vllm.model_executor.layers":
-            return getattr(sys.modules[f"{LAYERS}.{module}"], name)
         return AbsentKernel(f"{self.__name__}.{name}")
 
 
-class OwnLayers(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Older releases take activations and norms from vLLM on such a machine; this gives them back
-    their own, which they have defined by then. An installed vLLM comes first."""
+class OwnLayer(AbsentModule):
+    """A module of vLLM's layers that holds SGLang's own: they can run in plain PyTorch. Older
+    releases take activations and norms from vLLM on such a machine; this gives them back their own,
+    which they have defined by then."""
+
+    def __getattr__(self, name: str) -> Any:
+        folder, _, module = self.__name__.rpartition(".")
+        if folder == "vllm.model_executor.layers" and not name.startswith("__"):
+            return getattr(sys.modules[f"{LAYERS}.{module}"], name)
+        return super().__getattr__(name)
+
+
+class StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Lets the import of every `wanted` module succeed, with a module of the given kind."""
+
+    def __init__(self, wanted: Callable[[str], bool], kind: type[types.ModuleType]) -> None:
+        self._wanted = wanted
+        self._kind = kind
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in BORROWED:
+        if not self._wanted(fullname):
             return None
         return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        module = OwnLayer(spec.name)
+        module = self._kind(spec.name)
         module.__path__ = []
         return module
 
     def exec_module(self, module: types.ModuleType) -> None:
         pass
+
+
+def is_kernel(fullname: str) -> bool:
+    return fullname.partition(".")[0] == "sgl_kernel"
 
 
 class AfterImport(importlib.abc.MetaPathFinder):
@@ -204,8 +192,8 @@ def prepare() -> None:
     after: dict[str, Callable[[Any], None]] = {
         "sglang.srt.constrained.xgrammar_backend": mask_grammars_on_cpu
     }
-    sys.meta_path[:0] = [AbsentKernels(), AfterImport(after)]
-    sys.meta_path.append(OwnLayers())
+    sys.meta_path[:0] = [StandIns(is_kernel, AbsentModule), AfterImport(after)]
+    sys.meta_path.append(StandIns(BORROWED.__contains__, OwnLayer))  # an installed vLLM comes first
 
 
 def load_beside(name: str) -> Any:

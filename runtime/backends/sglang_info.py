@@ -29,8 +29,7 @@ class ServerInfo:
         models: names under which requests may ask for the model, the first one preferred.
         context_tokens: prompt and answer together; None when the server does not say.
         graph_batch: the largest batch whose decode steps are captured CUDA graphs; None when the
-            server does not say, or captures none. Larger batches are launched kernel by kernel: on
-            an H100 a step of 300 requests then took three times as long as one of 256.
+            server does not say, or captures none. Larger batches are launched kernel by kernel.
         cache_tokens: size of the KV pool, which is also the radix cache.
         chunk_tokens: prompt tokens that one prefill step takes.
         priorities: whether requests are queued by priority; `low_first` whether small numbers go

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 
 import pytest
@@ -45,27 +44,19 @@ def test_functions_run_in_order_and_as_many_at_once_as_there_are_threads() -> No
 
 
 def test_one_thread_does_what_waits_without_the_loop_in_between() -> None:
+    gate, last = threading.Event(), threading.Event()
     seen: set[int] = set()
-    gate = threading.Event()
 
-    def first() -> None:
+    def note() -> None:
         seen.add(threading.get_ident())
-        gate.wait(10)
 
     async def main() -> None:
         lane = ThreadLane(1, "lane")
-        waits = [asyncio.ensure_future(lane.run(first, 30, late))]
-        waits += [
-            asyncio.ensure_future(lane.run(lambda: seen.add(threading.get_ident()), 30, late))
-            for _ in range(50)
-        ]
+        functions = [lambda: gate.wait(10), *[note] * 50, last.set]
+        waits = [asyncio.ensure_future(lane.run(each, 30, late)) for each in functions]
         await asyncio.sleep(0)
         gate.set()
-        # The loop does nothing meanwhile: all of them end in the one thread.
-        for thread in threading.enumerate():
-            if thread.name == "lane":
-                with contextlib.suppress(RuntimeError):
-                    thread.join(0.2)
+        assert last.wait(10)  # the loop stands still meanwhile
         await asyncio.gather(*waits)
 
     run(main, virtual=False)
@@ -97,14 +88,19 @@ def test_time_in_the_queue_does_not_count_and_a_hung_function_gives_its_place_up
 
 
 def test_a_cancelled_wait_leaves_the_queue_or_its_thread() -> None:
-    gate = threading.Event()
+    begun, gate = threading.Event(), threading.Event()
     ran: list[str] = []
+
+    def wait() -> None:
+        begun.set()
+        gate.wait(10)
 
     async def main() -> None:
         lane = ThreadLane(1, "lane")
-        started = asyncio.ensure_future(lane.run(lambda: gate.wait(10), 30, late))
+        started = asyncio.ensure_future(lane.run(wait, 30, late))
         queued = asyncio.ensure_future(lane.run(lambda: ran.append("queued"), 30, late))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
+        assert begun.wait(10)
         queued.cancel()
         started.cancel()
         for each in (queued, started):
@@ -147,10 +143,13 @@ def test_without_threads_all_that_wait_are_told(monkeypatch: pytest.MonkeyPatch)
 
 def test_short_calls_get_more_places_and_lose_them_when_they_become_long() -> None:
     async def taken(slots: ToolSlots) -> int:
-        n = 0
-        while not slots.full:
-            await slots.acquire()
-            n += 1
+        """How many calls find a place at once."""
+        calls = [asyncio.ensure_future(slots.acquire()) for _ in range(2 * MOST_AHEAD)]
+        await asyncio.sleep(0)
+        n = sum(call.done() for call in calls)
+        for call in calls[n:]:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
         return n
 
     async def main() -> None:

@@ -303,11 +303,12 @@ def test_a_hung_function_does_not_keep_the_process_from_ending() -> None:
         from runtime.clock import LoopClock
         from runtime.errors import ToolTimeoutError
         from runtime.python_tool import call_python
+        from runtime.thread_lane import ThreadLane
         from runtime.tools import ToolSpec
 
         spec = ToolSpec("hang", threading.Event().wait, timeout_s=0.05)
         try:
-            asyncio.run(call_python(spec, {}, "", LoopClock()))
+            asyncio.run(call_python(spec, {}, "", LoopClock(), ThreadLane(1, "f")))
         except ToolTimeoutError as error:
             print(error.tool)
         """

@@ -14,6 +14,8 @@ from workloads.compare import ABLATIONS, Bench, run_merged, run_one, with_count
 from workloads.gpu.evaluate import Records, ablation_rows, ratio_rows, table, unequal_answers
 from workloads.gpu.floor import distinct_prefix_bytes, work_of
 from workloads.gpu.models import write_model
+from workloads.gpu.run_sglang import near_the_best
+from workloads.gpu.server_log import ServerLogs
 from workloads.mock_api import MockApi
 from workloads.stub_server import StubServer
 
@@ -125,3 +127,37 @@ def test_records_become_tables_and_gaps_say_so(tmp_path: Path) -> None:
     assert rows[1][1] == "no record" and "w1" in unequal_answers(*stages)[0]
     assert table(["a"], [["b"]]) == "| a |\n| --- |\n| b |"
     assert ablation_rows(stages[0])[1] == ["w1", "1.50"] and "halo" in ABLATIONS
+
+
+def test_baselines_far_from_the_best_are_left_out_where_that_is_known() -> None:
+    workload = with_count(WORKLOADS[0], 4 / WORKLOADS[0].count)
+    seconds = {"halo": 9.0, "async": 3.0, "operators": 3.2}
+    records: list[dict[str, Any]] = [
+        {"system": s, "workload": workload.name, "seed": 1, "rows": 4, "makespan_s": t}
+        for s, t in seconds.items()
+    ]
+
+    def kept(within: float, seed: int = 1) -> list[str]:
+        systems = ("halo", "async", "operators", "langgraph")
+        return [s for s in systems if near_the_best(records, s, workload, seed, within)]
+
+    assert kept(0.05) == ["halo", "async", "langgraph"]
+    assert kept(0.1) == ["halo", "async", "operators", "langgraph"]
+    assert kept(0.05, seed=2) == ["halo", "async", "operators", "langgraph"]
+
+
+def test_prefill_steps_are_counted_from_a_moment_on(tmp_path: Path) -> None:
+    def line(requests: int, new: int, cached: int) -> str:
+        return (
+            f"[2026-11-28 01:05:01] Prefill batch, #new-seq: {requests}, #new-token: {new}, "
+            f"#cached-token: {cached}, token usage: 0.04, #running-req: 1, #queue-req: 0\n"
+        )
+
+    log = tmp_path / "server.log"
+    log.write_text(line(1, 100, 0))
+    logs = ServerLogs({"8b": log, "1b": tmp_path / "absent.log"})
+    logs.mark()
+    with log.open("a") as file:
+        file.write(line(11, 263, 14264) + "Decode batch, #running-req: 617\n" + line(2, 7, 0))
+    steps = {"steps": 2, "requests": 13, "new_tokens": 270, "cached_tokens": 14264}
+    assert logs.prefill_steps() == {"8b": steps}

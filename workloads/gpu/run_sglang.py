@@ -244,14 +244,40 @@ def peak_rates(url: str, *, small: bool = False) -> dict[str, float]:
     }
 
 
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of records."""
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def makespan_s(
+    records: list[dict[str, Any]], system: str, workload: Workload, seed: int
+) -> float | None:
+    """Of a run of this workload with as many rows; None when there is none."""
+    for r in records:
+        same = (r.get("system"), r.get("workload"), r.get("seed"), r.get("rows"))
+        if same == (system, workload.name, seed, workload.count) and "makespan_s" in r:
+            return float(r["makespan_s"])
+    return None
+
+
+def near_the_best(
+    records: list[dict[str, Any]], system: str, workload: Workload, seed: int, within: float
+) -> bool:
+    """Whether a system is worth running after what is recorded of `seed`: Halo always, a baseline
+    when it was near the best of them, or is not known."""
+    known = {s: makespan_s(records, s, workload, seed) for s in BASELINES}
+    best = min((s for s in known.values() if s is not None), default=None)
+    own = known.get(system)
+    return own is None or best is None or own <= best * (1 + within)
+
+
 class Log:
     """Records as lines of a file, and a short line on the terminal."""
 
     def __init__(self, path: Path, deadline_s: float) -> None:
         self.folder = path.parent
-        self.records: list[dict[str, Any]] = []
-        if path.exists():
-            self.records = [json.loads(line) for line in path.open(encoding="utf-8")]
+        self.records = read_records(path) if path.exists() else []
         self._file = path.open("a", encoding="utf-8")
         self._deadline_s = deadline_s
 
@@ -264,29 +290,13 @@ class Log:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
-    def makespan_s(self, system: str, workload: Workload, seed: int) -> float | None:
-        """Of a run of this workload with as many rows; None when there is none."""
-        for r in self.records:
-            same = (r.get("system"), r.get("workload"), r.get("seed"), r.get("rows"))
-            if same == (system, workload.name, seed, workload.count) and "makespan_s" in r:
-                return float(r["makespan_s"])
-        return None
-
-    def near_the_best(self, system: str, workload: Workload, seed: int, within: float) -> bool:
-        """Whether a system is worth running after what is recorded of `seed`: Halo always, a
-        baseline when it was near the best of them."""
-        known = {s: self.makespan_s(s, workload, seed) for s in BASELINES}
-        best = min((s for s in known.values() if s is not None), default=None)
-        own = known.get(system)
-        return own is None or best is None or own <= best * (1 + within)
-
     def run(self, **what: Any) -> bool:
         """Make one run and record it; False when no time is left."""
         workload: Workload | None = what.get("workload")
         rows: list[dict[str, str]] | None = what.get("rows")
         if workload is not None and rows is not None:
             asked = replace(workload, count=len(rows))
-            if self.makespan_s(str(what.get("system")), asked, what["seed"]) is not None:
+            if makespan_s(self.records, str(what.get("system")), asked, what["seed"]) is not None:
                 return True
         if self.left_s < 0:
             self.write({"note": "budget spent", "next": str(what.get("system"))})
@@ -336,13 +346,13 @@ def run_stage(
             if not any(r.get("note") == "peak" and r["model"] == name for r in log.records):
                 log.write({"note": "peak", "model": name, **peak_rates(url, small=arguments.cpu)})
         systems = arguments.systems.split(",")
-        earlier = Log(Path(arguments.near), 0.0) if arguments.near else None
+        earlier = read_records(Path(arguments.near)) if arguments.near else None
         for seed in seeds:
             for workload in workloads:
                 rows = workload.rows(workload.count, seed)
                 for system in in_turn(systems, seed):
-                    known = earlier or (log if seed > 1 else None)
-                    if known and not known.near_the_best(system, workload, 1, arguments.within):
+                    known = earlier or (log.records if seed > 1 else [])
+                    if not near_the_best(known, system, workload, 1, arguments.within):
                         continue
                     if not log.run(bench=bench, system=system, workload=workload, rows=rows,
                                    seed=seed):  # fmt: skip
