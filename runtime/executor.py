@@ -28,6 +28,7 @@ from runtime.backends.base import ToolSchema
 from runtime.clock import Clock
 from runtime.derive import Given, Table
 from runtime.dispatch import Dispatcher
+from runtime.equal_rows import EqualRows, Equals, Shares, equal_rows
 from runtime.errors import DrainingError
 from runtime.evaluator import Evaluator
 from runtime.operators import Compiler
@@ -140,6 +141,8 @@ class Executor:
         replan: asked now and then, with what was measured, for a plan of the rest.
         load: how busy a worker is, for calls that may go to one of several.
         opener: opens prompts that grow with the rows of a tool; None where no engine takes them.
+        shares: whether equal calls of an operator are made once: then of rows that are equal in all
+            that is read of them one is run. None: each row is run.
 
     Attributes:
         recovered: failures that `Recover` operators turned into values, as they happened.
@@ -159,6 +162,7 @@ class Executor:
         replan: Replan | None = None,
         load: Callable[[str], Load] | None = None,
         opener: PromptOpener | None = None,
+        shares: Shares | None = None,
     ) -> None:
         self._plan = plan
         self._placement = Placement(plan, load)
@@ -197,6 +201,9 @@ class Executor:
                 stage.start_in_groups(paths)
         self._agenda = Agenda(self._stages.values(), self._start_query)
         self._scopes: dict[tuple[Target, ...], Scope] = {}
+        self._shares = shares
+        self._equals: dict[Scope, EqualRows | None] = {}
+        self._rows: Mapping[str, Sequence[Mapping[str, Json]]] = {}
         self._calls = {op.fingerprint for op in plan.logical.walk_all() if isinstance(op, CALLS)}
         self._recorded: set[tuple[str, str]] = set()
         self._querying: dict[Stage, asyncio.Task[None]] = {}
@@ -255,6 +262,7 @@ class Executor:
         # The store looks at them again whenever it commits.
         self._store.record_metrics(self._metrics)
         self._recorded = set(self._store.recorded_outcomes())
+        self._rows = rows
         self._fill_scans(rows)
         try:
             await self._run_stages()
@@ -333,14 +341,72 @@ class Executor:
             return
         stage.active += 1
         self._active += 1
-        position = self._admitted
-        started = Row(row.index, row.key, self._placement.row_priority(position), position)
         if isinstance(row.row, RowError):
             self._failed_row(stage, row, targets, row.row)
             return
         scope = self._scope(stage, targets)
-        on_end = partial(self._ended, stage, row, targets)
+        equal = self._equal_rows(stage, scope)
+        equals = equal.of(row) if equal is not None else None
+        if equal is None or equals is None:
+            self._start(stage, row, targets, scope, partial(self._ended, stage, row, targets))
+        elif equals.values is not None:
+            self._end_with(stage, row, targets, equal.values(equals, self._metrics))
+        elif equals.waiting is not None:
+            equals.waiting.append(row)
+            self._active -= 1  # it takes no memory and asks for nothing
+        else:
+            equals.waiting = []
+            on_end = partial(self._first_ended, stage, row, targets, equal, equals)
+            self._start(stage, row, targets, scope, on_end)
+
+    def _start(
+        self,
+        stage: Stage,
+        row: StageRow,
+        targets: tuple[Target, ...],
+        scope: Scope,
+        on_end: Callable[[Frame], None],
+    ) -> None:
+        position = self._admitted
+        started = Row(row.index, row.key, self._placement.row_priority(position), position)
         self._evaluator.start_row(Frame(scope, row.row, started, on_end))
+
+    def _equal_rows(self, stage: Stage, scope: Scope) -> EqualRows | None:
+        """The rows of `stage` that end with another one."""
+        if self._shares is None or not isinstance(stage.relation, Scan):
+            return None
+        if scope not in self._equals:
+            rows = self._rows[stage.relation.source]
+            self._equals[scope] = equal_rows(scope, stage.relation, rows, self._shares)
+        return self._equals[scope]
+
+    def _first_ended(
+        self,
+        stage: Stage,
+        row: StageRow,
+        targets: tuple[Target, ...],
+        equal: EqualRows,
+        equals: Equals,
+        frame: Frame,
+    ) -> None:
+        """Of equal rows the one that was run has ended: so have the others, or they are run."""
+        waiting, together = equal.ended(equals, frame)
+        for other in waiting:
+            self._active += 1
+            if together:
+                self._end_with(stage, other, targets, equal.values(equals, self._metrics))
+            else:
+                on_end = partial(self._ended, stage, other, targets)
+                self._start(stage, other, targets, frame.scope, on_end)
+        self._ended(stage, row, targets, frame)
+
+    def _end_with(
+        self, stage: Stage, row: StageRow, targets: tuple[Target, ...], values: Sequence[Json]
+    ) -> None:
+        """End a row that was not run with the values of one that is equal."""
+        for target, value in zip(targets, values, strict=True):
+            self._deliver(target, row, value)
+        self._row_ended(stage)
 
     def _needs(self, target: Target, row: StageRow) -> bool:
         """Whether a row is to run for a target: not when an earlier process recorded its outcome,

@@ -39,7 +39,7 @@ async def in_thread(function: Callable[[], T], name: str) -> T:
     try:
         start_in_thread(job.run, name)
     except RuntimeError as refused:
-        raise _no_thread(name, refused) from refused
+        raise no_thread(name, refused) from refused
     return await job.outcome()
 
 
@@ -76,7 +76,7 @@ async def call_python(
                 on_end,
             )
     except NoThreadError as refused:
-        raise _no_thread(spec.name, refused) from refused
+        raise no_thread(spec.name, refused) from refused
 
 
 def takes_idempotency_key(function: Callable[..., Any]) -> bool:
@@ -96,7 +96,8 @@ def timeout_error(name: str, timeout_s: float) -> ToolTimeoutError:
     )
 
 
-def _no_thread(name: str, refused: RuntimeError) -> ToolError:
+def no_thread(name: str, refused: RuntimeError) -> ToolError:
+    """The error of a call for which there is no thread."""
     return ToolError(
         f"no thread could be started for {name} ({refused}); calls that never end keep theirs",
         tool=name,

@@ -259,6 +259,7 @@ class RunHandle:
             replan=inputs.replan,
             load=dispatcher.load,
             opener=dispatcher if inputs.overlap and dispatcher.opens_prompts else None,
+            shares=tools.shares if inputs.share else None,
             row_queries=(
                 SessionQueries(inputs.sql, store, self.clock, metrics) if inputs.sql else None
             ),

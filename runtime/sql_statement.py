@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from planner.logical import Json
@@ -29,32 +31,44 @@ def run_statement(
     max_rows: int,
     max_bytes: int,
     read_only: bool,
+    writable: bool = True,
     on_rows: OnRows | None = None,
 ) -> list[Json]:
     """The first `max_rows` rows of the one statement in `text`, in a transaction of its own.
 
-    `database` is its name for people; `on_rows` is told of rows as they are read. Raises
-    `ToolError` for what is not allowed and above `max_bytes` (of the rows as JSON); DuckDB's errors
-    and `ValueError` (a value that JSON cannot hold) pass through.
+    `database` is its name for people; `on_rows` is told of rows as they are read. A connection that
+    is not `writable` needs no read-only transaction. Raises `ToolError` for what is not allowed and
+    above `max_bytes` (of the rows as JSON); DuckDB's errors and `ValueError` (a value that JSON
+    cannot hold) pass through.
     """
-    statements = cursor.extract_statements(text)
-    if len(statements) != 1:
+    kinds, named = _parsed(text)
+    if len(kinds) != 1:
         raise ToolError(
-            f"the query on {database} has {len(statements)} statements; write exactly one",
+            f"the query on {database} has {len(kinds)} statements; write exactly one",
             tool=database,
         )
-    kind = statements[0].type.name
     allowed = _READS if read_only else _WRITES
-    if kind not in allowed:
+    if kinds[0] not in allowed:
         raise ToolError(
-            f"the query on {database} is a {kind} statement; allowed is: "
+            f"the query on {database} is a {kinds[0]} statement; allowed is: "
             f"{', '.join(sorted(allowed))}",
             tool=database,
         )
-    check_params(params, statements[0].named_parameters, database)
-    with transaction(cursor, read_only):
-        cursor.execute(statements[0], dict(params) or None)
+    check_params(params, named, database)
+    with transaction(cursor, read_only) if writable else contextlib.nullcontext():
+        cursor.execute(text, dict(params) or None)
         return _fetch(cursor, database, max_rows, max_bytes, on_rows)
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The kinds of the statements in a text, and the names of the first one's parameters.
+    Remembered, since a query's text is the same for every row."""
+    import duckdb
+
+    statements = duckdb.extract_statements(text)
+    named = frozenset(statements[0].named_parameters) if statements else frozenset[str]()
+    return tuple(statement.type.name for statement in statements), named
 
 
 def _fetch(

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,27 +20,33 @@ from typing import TYPE_CHECKING
 
 from planner.logical import Json
 from runtime.clock import Clock
-from runtime.deadline import finish_within, real_timer
+from runtime.deadline import real_timer
 from runtime.errors import ToolError, ToolTimeoutError
-from runtime.python_tool import in_thread
+from runtime.python_tool import OnEnd, no_thread
 from runtime.sql_bounds import check_text
 from runtime.sql_connection import Limits, connect, describe, is_volatile
 from runtime.sql_statement import run_statement
+from runtime.thread_lane import NoThreadError, ThreadLane
 from runtime.tools import OnRows
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
+MOST_AT_ONCE = max(4, os.cpu_count() or 1)
+"""Queries of one file, at once. Each has one thread (`sql_connection.Limits`)."""
 _ABANDON_S = 5.0
 """How long after the interrupt of a late query its thread is waited for."""
+_INTERRUPT_AGAIN_S = 1.0
 
 
 @dataclass(slots=True)
 class _Opened:
-    """A database file: its connection, opened by the first query, and the lock of its writes."""
+    """A database file: the threads of its queries, its connection, opened by the first of them,
+    and the lock of its writes."""
 
     path: Path
     writable: bool
+    lane: ThreadLane
     connection: DuckDBPyConnection | None = None
     opening: threading.Lock = field(default_factory=threading.Lock)
     writing: threading.Lock = field(default_factory=threading.Lock)
@@ -54,6 +61,8 @@ class _Query:
     max_rows: int
     read_only: bool
     on_rows: OnRows | None = None
+    began_s: float | None = None
+    """On the real clock, since it has a thread."""
     late: bool = False
     cursor: DuckDBPyConnection | None = None
 
@@ -68,6 +77,7 @@ class Databases:
         timeout_s: real seconds for each query; then it is interrupted.
         max_result_bytes: a result's size as JSON; a larger one is an error.
         threads: of each query. More than one makes sums of floats depend on timing.
+        most_at_once: queries of one file that run at once; others wait, in order.
         writable: the databases (as plans name them) that the plan writes to. Only they are opened
             for writing, because a file cannot be open both ways; queries that read see them
             through read-only transactions.
@@ -82,8 +92,10 @@ class Databases:
         timeout_s: float = 30.0,
         max_result_bytes: int = 8 * 2**20,
         threads: int = Limits().threads,
+        most_at_once: int = MOST_AT_ONCE,
         writable: frozenset[str] = frozenset(),
     ) -> None:
+        self.most_at_once = most_at_once
         self._default = default
         self._limits = Limits(memory_limit_bytes, spill_limit_bytes, threads)
         self._timeout_s = timeout_s
@@ -130,12 +142,14 @@ class Databases:
         read_only: bool = True,
         bounded: bool = True,
         on_rows: OnRows | None = None,
+        on_end: OnEnd | None = None,
     ) -> list[Json]:
         """The first `max_rows` rows of a query as objects, whoever wrote it; those after them are
         left out, and nothing tells that they exist. Of a statement that writes: what it returns.
         `bounded` refuses texts that would block the parser (`sql_bounds`): for all but an author's
-        own. `on_rows` is told of rows in the query's thread, as they are read. Raises `ToolError`,
-        `ToolTimeoutError`."""
+        own. `on_rows` is told of rows in the query's thread, as they are read; `on_end` when the
+        query began and how long it ran (`ThreadLane.run`). Time limits do not count the wait for a
+        thread. Raises `ToolError`, `ToolTimeoutError`."""
         opened = self._file(database)
         name = opened.path.name
         if not read_only and not opened.writable:
@@ -147,25 +161,31 @@ class Databases:
             check_text(text, name)
         query = _Query(text, params, max_rows, read_only, on_rows)
         late = partial(self._late, name)
-
-        def abandoned() -> Exception:
-            # Once more: the first may have come a moment before the query began.
-            _interrupt(query)
-            return late()
-
-        with real_timer(self._timeout_s, partial(_interrupt, query)):
-            # The interrupt makes the thread end, and tells what became of a write. The second
-            # limit is for a query that DuckDB does not interrupt.
+        # The interrupt makes the thread end, and tells what became of a write. The lane's limit is
+        # for a query that DuckDB does not interrupt.
+        with clock.outside(), real_timer(self._timeout_s, partial(self._look, query)):
             try:
-                return await finish_within(
-                    in_thread(lambda: self._run(opened, query, late), f"halo-sql-{name}"),
+                return await opened.lane.run(
+                    lambda: self._run(opened, query, late),
                     self._timeout_s + _ABANDON_S,
-                    clock,
-                    abandoned,
+                    late,
+                    on_end,
                 )
             except asyncio.CancelledError:
                 _interrupt(query)
                 raise
+            except NoThreadError as refused:
+                raise no_thread(name, refused) from refused
+
+    def _look(self, query: _Query) -> float | None:
+        """Interrupt `query` when it has run for its time; otherwise when to look again."""
+        if query.began_s is None:
+            return self._timeout_s
+        left_s = query.began_s + self._timeout_s - time.perf_counter()
+        if left_s > 0:
+            return left_s
+        _interrupt(query)
+        return _INTERRUPT_AGAIN_S  # this time may have come a moment before its statement began
 
     async def close(self) -> None:
         """Close all connections."""
@@ -189,7 +209,8 @@ class Databases:
         path = self.path(database)
         opened = self._opened.get(path)
         if opened is None:
-            opened = self._opened[path] = _Opened(path, path in self._writable)
+            lane = ThreadLane(self.most_at_once, f"halo-sql-{path.name}")
+            opened = self._opened[path] = _Opened(path, path in self._writable, lane)
         return opened
 
     def _late(self, name: str) -> ToolTimeoutError:
@@ -203,6 +224,7 @@ class Databases:
         import duckdb
 
         name = opened.path.name
+        query.began_s = time.perf_counter()
         try:
             with opened.opening:
                 if opened.connection is None:
@@ -221,6 +243,7 @@ class Databases:
                         max_rows=query.max_rows,
                         max_bytes=self._max_result_bytes,
                         read_only=query.read_only,
+                        writable=opened.writable,
                         on_rows=query.on_rows,
                     )
         except duckdb.InterruptException:

@@ -8,13 +8,14 @@ import json
 import math
 import uuid
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from planner.logical import Json
 from runtime.errors import ToolError
 
 
-def check_params(given: Mapping[str, Json], wanted: set[str], database: str) -> None:
+def check_params(given: Mapping[str, Json], wanted: AbstractSet[str], database: str) -> None:
     """Raise `ToolError` when the given parameters are not those that the text uses, or have a value
     that a query cannot take."""
     missing, extra = sorted(wanted - given.keys()), sorted(given.keys() - wanted)

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from planner.logical import Effect, Json, Sql, canonical_json, strongest
+from planner.logical import Effect, Json, Sql, Tool, canonical_json, strongest
 from runtime.clock import Clock
 from runtime.errors import DrainingError, ToolError
 from runtime.http_tool import HttpTools
-from runtime.python_tool import call_python
+from runtime.python_tool import OnEnd, call_python
 from runtime.records import CallRecord, CallSite, Store
 from runtime.retry import RetryPolicy
 from runtime.sharing import CallTable
@@ -31,8 +30,9 @@ from runtime.tool_arguments import ArgumentChecker
 from runtime.tool_slots import ToolSlots
 from runtime.tools import OnRows, ToolSpec
 
-_MAX_QUERIES = max(4, os.cpu_count() or 1)
-"""Queries that read one file, at once. Each has one thread (`sql_connection.Limits`)."""
+_QUERIES_AHEAD = 64
+"""Queries that wait for a thread of their file: it goes from one to the next by itself, without the
+event loop, which may be busy for as long as many of them take."""
 _RETRY = RetryPolicy(base_s=0.4, max_s=5.0)
 _MAX_RETRY_AFTER_S = 600.0
 """A server that wants to be left alone for longer ends the call: it holds one of the tool's slots.
@@ -78,7 +78,7 @@ class ToolRunner:
         self._clock = clock
         self._tenant = tenant
         self._http = HttpTools(clock)
-        self._batches = SqlBatches(_MAX_QUERIES, databases.is_open)
+        self._batches = SqlBatches(databases.most_at_once, databases.is_open)
         self._query_keys = QueryKeys()
         self._streams = RowStreams()
         self._slots: dict[str, ToolSlots] = {}
@@ -151,9 +151,7 @@ class ToolRunner:
         path = self._databases.path(op.database)
         site = replace(site, effect=strongest((site.effect, op.own_effect)))
         identity = site.identity
-        if not identity and (
-            self._databases.is_writable(op.database) or self._databases.volatile(text)
-        ):
+        if not identity and self._changes(op, text):
             # Equal texts may have different answers, so every asker asks for itself.
             identity = replace(site, effect=Effect.WRITE).identity
 
@@ -162,6 +160,7 @@ class ToolRunner:
             params: Mapping[str, Json],
             max_rows: int,
             on_rows: OnRows | None = None,
+            on_end: OnEnd | None = None,
         ) -> list[Json]:
             return list(
                 await self._databases.query(
@@ -173,6 +172,7 @@ class ToolRunner:
                     read_only=op.read_only,
                     bounded=op.text is None,
                     on_rows=on_rows,
+                    on_end=on_end,
                 )
             )
 
@@ -187,7 +187,10 @@ class ToolRunner:
         async def run() -> Json:
             if batched:
                 return await self._batches.query(op, params, read)
-            return await read(text, params, op.max_rows, self._streams.attempt(key))
+            return await read(text, params, op.max_rows, self._streams.attempt(key), ran)
+
+        def ran(began_s: float, seconds: float) -> None:
+            call.began_s.append(began_s)
 
         call = _Call(key, "sql", path.name, site, 1, run)
         if batched:
@@ -195,10 +198,24 @@ class ToolRunner:
             slots = self._places(f"sql batched {path}", MAX_LOOKUPS)
         else:
             # Queries that write are serial for each file.
-            most = _MAX_QUERIES if op.read_only else 1
+            most = self._databases.most_at_once + _QUERIES_AHEAD if op.read_only else 1
             slots = self._places(f"sql {op.read_only} {path}", most)
         with self._streams.listening(key, listener):
             return await self._table.once(key, site, lambda: self._make(call, slots))
+
+    def shares(self, op: Tool | Sql) -> bool:
+        """Whether equal calls of `op` are made once, as far as is known before they are made: not
+        when they write, when the answer may change, or when a model writes the query."""
+        if isinstance(op, Tool):
+            spec = self._specs.get(op.tool.name)
+            return spec is not None and strongest((op.effect, spec.effect)) is Effect.PURE
+        if op.text is None or op.own_effect is not Effect.PURE:
+            return False
+        return not self._changes(op, op.text)
+
+    def _changes(self, op: Sql, text: str) -> bool:
+        """Whether a query may be answered differently each time."""
+        return self._databases.is_writable(op.database) or self._databases.volatile(text)
 
     def stop(self) -> None:
         """Drain: calls that have not started are refused with `DrainingError`, and so are further

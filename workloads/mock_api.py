@@ -1,48 +1,92 @@
 """A local HTTP service for the workloads' HTTP tools: answers that depend on the query alone, after
-a latency drawn from a Gamma distribution of shape 2, the same for the same query."""
+a latency drawn from a Gamma distribution of shape 2, the same for the same query.
+
+    python -m workloads.mock_api --mean-s 0.06
+
+It is a process of its own, as a service is: in the client's process it would take the interpreter
+from what is measured.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Self
 
 from aiohttp import web
 
 from workloads.text import words
-from workloads.threaded_app import ThreadedApp
 
 ANSWER_CHARS = 240
+CHECKOUT = Path(__file__).parent.parent
 
 
-class MockApi(ThreadedApp):
-    """Serves `GET /<route>?q=...` on a thread of its own until it is closed.
+class MockApi:
+    """The service in a process of its own, on a free port, until it is closed. A context manager.
 
     Args:
         mean_s: mean latency.
         seed: of the latencies.
 
     Attributes:
-        requests: how many it has answered.
+        url: where it listens.
     """
 
     def __init__(self, *, mean_s: float = 0.06, seed: int = 0) -> None:
-        self.requests = 0
-        self._mean_s = mean_s
-        self._seed = seed
-        app = web.Application()
-        app.router.add_get("/{route}", self._answer)
-        super().__init__(app)
+        command = [sys.executable, "-m", __spec__.name, f"--mean-s={mean_s}", f"--seed={seed}"]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT
+        )
+        assert self._process.stdout is not None
+        self.url = self._process.stdout.readline().strip()
+        if not self.url:
+            raise RuntimeError(f"the HTTP service ended with {self._process.wait()}")
 
-    async def _answer(self, request: web.Request) -> web.Response:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._process.terminate()
+        self._process.communicate()
+
+
+def service(mean_s: float, seed: int) -> web.Application:
+    """Serves `GET /<route>?q=...`."""
+
+    async def answer(request: web.Request) -> web.Response:
         route, query = request.match_info["route"], request.query.get("q", "")
-        draw = random.Random(f"{self._seed}/{route}/{query}")
+        draw = random.Random(f"{seed}/{route}/{query}")
         # Gamma with shape 2 and scale mean / 2: never negative, with a tail.
-        await asyncio.get_running_loop().create_task(_pause(draw.gammavariate(2, self._mean_s / 2)))
-        self.requests += 1
+        await asyncio.sleep(draw.gammavariate(2, mean_s / 2))
         return web.json_response(words(f"{route}/{query}", ANSWER_CHARS))
 
+    app = web.Application()
+    app.router.add_get("/{route}", answer)
+    return app
 
-async def _pause(seconds: float) -> None:
-    done = asyncio.Event()
-    asyncio.get_running_loop().call_later(seconds, done.set)
-    await done.wait()
+
+async def serve(mean_s: float, seed: int) -> None:
+    """Tell where it listens, and serve until the parent closes the input, or ends."""
+    runner = web.AppRunner(service(mean_s, seed), access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0, backlog=4096)
+    await site.start()
+    print("http://{}:{}".format(*runner.addresses[0]), flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await runner.cleanup()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--mean-s", type=float, default=0.06)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    asyncio.run(serve(given.mean_s, given.seed))
