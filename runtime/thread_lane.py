@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from runtime.deadline import real_timer
-from runtime.interpreter import quick_hand_overs
 from runtime.threads import ThreadJob, start_in_thread
 
 T = TypeVar("T")
@@ -128,10 +127,6 @@ class ThreadLane:
             job.end(None, NoThreadError(str(refused)))
 
     def _work(self) -> None:
-        with quick_hand_overs():
-            self._work_off()
-
-    def _work_off(self) -> None:
         while True:
             with self._lock:
                 if not self._jobs:
