@@ -118,7 +118,7 @@ class Engines:
             prefix_cache=offered.prefix_cache,
             prime_prefix=offered.prime_prefix,
             choice=offered.choice,
-            cache_tokens=offered.cache_tokens,
+            cache_tokens=offered.cache_estimated_tokens,
             techniques=offered.techniques,
         )
 

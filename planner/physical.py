@@ -14,12 +14,15 @@ from planner.bodies import bodies_innermost_first
 from planner.errors import PlanError
 from planner.logical import Effect, LogicalPlan, ModelOp, Op
 from planner.row_profile import Path
+from planner.row_window import rows_that_fit
 from planner.stage_order import stage_orders
 from planner.stats import PlanStats
 
 ROWS_PER_SLOT = 4
 """Rows in flight for each request that a worker takes at once: enough that rows which wait for
 tools or for other rows' answers do not leave a slot empty."""
+BUSY_CALLS = 128
+"""Calls at once that keep an engine busy."""
 MIN_ROWS_IN_FLIGHT = 8
 MAX_ROWS_IN_FLIGHT = 512
 ROWS_IN_FLIGHT_WITHOUT_MODELS = 64
@@ -38,7 +41,8 @@ class Worker:
         prime_prefix: whether one request must finish a prefix before others reuse it.
         prefix_block_tokens: granularity of that reuse.
         choice: whether the engine keeps to the options of a choice while decoding.
-        cache_tokens: prompt tokens that the prefix cache can hold; None when unknown.
+        cache_tokens: prompt tokens, as plans estimate them (`costmodel.tokens`), that the prefix
+            cache can hold; None when unknown.
         techniques: names of the attention techniques that the engine offers.
         attention: the one that serves the plan, with its settings; empty for the model's own.
     """
@@ -191,7 +195,7 @@ def place(logical: LogicalPlan, stats: PlanStats, workers: Mapping[str, Worker])
             source: order if reorder else tuple(range(len(order)))
             for source, order in stats.prefix_order.items()
         },
-        rows_in_flight=_rows_in_flight(used.values()),
+        rows_in_flight=_rows_in_flight(used.values(), logical, stats, placements),
         stage_order=stage_orders(logical, stats) if reorder else {},
     )
 
@@ -221,11 +225,26 @@ def is_input_order(order: tuple[int, ...]) -> bool:
     return all(index == position for position, index in enumerate(order))
 
 
-def _rows_in_flight(workers: Iterable[Worker]) -> int:
-    slots = sum(worker.max_in_flight for worker in workers)
+def _rows_in_flight(
+    workers: Iterable[Worker],
+    logical: LogicalPlan,
+    stats: PlanStats,
+    placements: Mapping[str, str],
+) -> int:
+    by_name = {worker.name: worker for worker in workers}
+    slots = sum(worker.max_in_flight for worker in by_name.values())
     if not slots:
         return ROWS_IN_FLIGHT_WITHOUT_MODELS
-    return min(max(ROWS_PER_SLOT * slots, MIN_ROWS_IN_FLIGHT), MAX_ROWS_IN_FLIGHT)
+    rows = min(max(ROWS_PER_SLOT * slots, MIN_ROWS_IN_FLIGHT), MAX_ROWS_IN_FLIGHT)
+    caches = {
+        template.model: tokens
+        for template in stats.templates
+        if (worker := by_name.get(placements.get(template.op, ""))) is not None
+        and worker.prefix_cache
+        and (tokens := worker.cache_tokens) is not None
+    }
+    fitting = rows_that_fit(logical, stats, caches, least_calls=min(slots / 2, BUSY_CALLS))
+    return rows if fitting is None else min(rows, int(fitting))
 
 
 def _priorities(logical: LogicalPlan) -> dict[str, int]:

@@ -48,6 +48,7 @@ class Dispatcher:
         max_attempts: attempts of a call whose errors are retryable.
         seed: of the run; sampled calls derive theirs from it and their identity.
         prime: whether shared prefixes are primed on engines that need it.
+        pipelined: whether rows go from model to model (`Capabilities.pipelined_in_flight`).
         share: whether equal calls are made once.
         meter: of the run's budget; `on_budget` is told once it is reached, and has to stop the run.
     """
@@ -63,13 +64,17 @@ class Dispatcher:
         max_attempts: int = 4,
         seed: int = 0,
         prime: bool = True,
+        pipelined: bool = False,
         share: bool = True,
         meter: BudgetMeter | None = None,
         on_budget: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self._meter = meter
         self._on_budget = on_budget
-        self._lanes = {worker: Lane(engine, prime=prime) for worker, engine in engines.items()}
+        self._lanes = {
+            worker: Lane(engine, prime=prime, pipelined=pipelined)
+            for worker, engine in engines.items()
+        }
         self._table = table
         self._store = store
         self._clock = clock

@@ -6,6 +6,8 @@ them costs the event loop time at the start of a batch, while engines wait for t
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,17 +23,15 @@ from planner.logical import (
     Scan,
     Sql,
     Tool,
-    canonical_json,
 )
+from runtime.errors import ValueTypeError
 from runtime.scope import Frame, Scope
 from runtime.sinks import Sink
 from runtime.stages import StageRow
-from runtime.values import copied
+from runtime.values import checked, copied
 
 Shares = Callable[[Tool | Sql], bool]
 """Whether equal calls of an operator are made once."""
-
-_MISSING = object()
 
 
 @dataclass(slots=True)
@@ -62,10 +62,13 @@ class EqualRows:
 
     def ended(self, equals: Equals, frame: Frame) -> tuple[Sequence[StageRow], bool]:
         """The row that was run for `equals` has ended: those that waited for it, and whether they
-        end with it. Where anything failed they do not: another attempt may succeed."""
+        end with it. Where anything failed they do not: another attempt may succeed. Nor where a
+        call was made again: the others would have asked for both."""
         waiting, equals.waiting = equals.waiting or (), None
-        if frame.failures is None:
-            equals.values = tuple(frame.values[at] for at in frame.scope.results)
+        if frame.failures is None and not frame.asked_again:
+            values = tuple(frame.values[at] for at in frame.scope.results)
+            with contextlib.suppress(ValueTypeError):  # nested too deeply to be copied
+                equals.values = tuple(map(copied, values))
         return waiting, equals.values is not None
 
     def values(self, equals: Equals, metrics: dict[str, OpMetrics]) -> list[Json]:
@@ -96,9 +99,11 @@ def equal_rows(
             return None
     found: dict[tuple[str | tuple[str], ...], list[int]] = {}
     for index, row in enumerate(rows):
-        read = [row.get(name, _MISSING) for name in columns]
-        if _MISSING not in read:
-            found.setdefault(tuple(map(_key, read)), []).append(index)
+        try:
+            key = tuple([_key(row[name]) for name in columns])
+        except (KeyError, ValueTypeError, RecursionError):
+            continue  # it will fail, with an error of its own
+        found.setdefault(key, []).append(index)
     groups: dict[int, Equals] = {}
     for indices in found.values():
         if len(indices) > 1:
@@ -118,6 +123,7 @@ def _is_shared(op: Op, shares: Shares) -> bool:
             return False
 
 
-def _key(value: object) -> str | tuple[str]:
-    """Equal for values that are the same JSON: 1, 1.0 and true are not."""
-    return value if type(value) is str else (canonical_json(value),)  # type: ignore[arg-type]
+def _key(value: Json) -> str | tuple[str]:
+    """Equal for values that are the same inside a prompt: 1, 1.0 and true are not, and neither are
+    objects whose keys come in another order. Raises `ValueTypeError` for what is no JSON."""
+    return value if type(value) is str else (json.dumps(checked(value, "a column")),)

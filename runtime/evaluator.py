@@ -202,6 +202,7 @@ class Evaluator:
             try:
                 frame.values[position] = step.value(record)
             except MisfitError as misfit:
+                frame.asked_again = True
                 self._spawn(frame, position, partial(step.again, record=record, misfit=misfit))
                 return False
         except asyncio.CancelledError as error:

@@ -12,6 +12,7 @@ stages start first, so that few are half done.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -207,6 +208,7 @@ class Executor:
         self._calls = {op.fingerprint for op in plan.logical.walk_all() if isinstance(op, CALLS)}
         self._recorded: set[tuple[str, str]] = set()
         self._querying: dict[Stage, asyncio.Task[None]] = {}
+        self._left: deque[tuple[Stage, StageRow, tuple[Target, ...]]] = deque()
         self._admitted = 0
         self._active = 0
         self._started = False
@@ -314,12 +316,11 @@ class Executor:
         """Admit rows until all stages have finished, or the run stops."""
         while True:
             self._check_crash()
-            stage = None
+            started = False
             if not self._evaluator.stopping:
                 self._agenda.settle()
-                stage = self._agenda.next() if self._has_room else None
-            if stage is not None:
-                self._admit(stage, stage.pending.popleft())
+                started = self._has_room and self._start_next()
+            if started:
                 self._admitted += 1
                 if self._admitted % ROWS_PER_PASS == 0:
                     await self._clock.sleep_s(0)
@@ -327,6 +328,20 @@ class Executor:
                 await self._woken()
             else:
                 return
+
+    def _start_next(self) -> bool:
+        """Start a row, if there is one."""
+        if self._left:
+            stage, row, targets = self._left.popleft()
+            self._active += 1
+            on_end = partial(self._ended, stage, row, targets)
+            self._start(stage, row, self._scope(stage, targets), on_end)
+            return True
+        waiting = self._agenda.next()
+        if waiting is None:
+            return False
+        self._admit(waiting, waiting.pending.popleft())
+        return True
 
     @property
     def _has_room(self) -> bool:
@@ -348,7 +363,7 @@ class Executor:
         equal = self._equal_rows(stage, scope)
         equals = equal.of(row) if equal is not None else None
         if equal is None or equals is None:
-            self._start(stage, row, targets, scope, partial(self._ended, stage, row, targets))
+            self._start(stage, row, scope, partial(self._ended, stage, row, targets))
         elif equals.values is not None:
             self._end_with(stage, row, targets, equal.values(equals, self._metrics))
         elif equals.waiting is not None:
@@ -357,13 +372,12 @@ class Executor:
         else:
             equals.waiting = []
             on_end = partial(self._first_ended, stage, row, targets, equal, equals)
-            self._start(stage, row, targets, scope, on_end)
+            self._start(stage, row, scope, on_end)
 
     def _start(
         self,
         stage: Stage,
         row: StageRow,
-        targets: tuple[Target, ...],
         scope: Scope,
         on_end: Callable[[Frame], None],
     ) -> None:
@@ -392,12 +406,11 @@ class Executor:
         """Of equal rows the one that was run has ended: so have the others, or they are run."""
         waiting, together = equal.ended(equals, frame)
         for other in waiting:
-            self._active += 1
             if together:
+                self._active += 1
                 self._end_with(stage, other, targets, equal.values(equals, self._metrics))
             else:
-                on_end = partial(self._ended, stage, other, targets)
-                self._start(stage, other, targets, frame.scope, on_end)
+                self._left.append((stage, other, targets))
         self._ended(stage, row, targets, frame)
 
     def _end_with(

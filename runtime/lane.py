@@ -19,6 +19,12 @@ from runtime.priming import (
     prompt_text,
 )
 
+LOOK_AHEAD = 2
+"""Calls in the engine and held, for each slot. While calls are held, those of later rows go in
+their place; with no bound on that, they would fill the cache with prefixes that are dropped again
+before their turn."""
+LEAST_AHEAD = 16
+
 
 @dataclass(slots=True, eq=False)
 class Ticket:
@@ -45,8 +51,9 @@ class Lane:
         in_flight: calls that the engine works on.
     """
 
-    def __init__(self, engine: Backend, *, prime: bool) -> None:
+    def __init__(self, engine: Backend, *, prime: bool, pipelined: bool = False) -> None:
         capabilities = engine.capabilities
+        self._most = capabilities.pipelined_in_flight if pipelined else None
         self.engine = engine
         self.waiting = 0
         self.in_flight = 0
@@ -55,12 +62,13 @@ class Lane:
         self._arrivals = 0
         self._queue: list[tuple[int, int, Ticket]] = []
         self._held: dict[Prefill, list[Ticket]] = {}
+        self._n_held = 0
         self._refusal: Callable[[], Exception] | None = None
         self._hold = prime and capabilities.prime_prefix
         self._priming = (
             Priming(
                 concurrent_reuse=not capabilities.prime_prefix,
-                remembered_tokens=capabilities.cache_tokens or REMEMBERED_TOKENS,
+                remembered_tokens=capabilities.cache_estimated_tokens or REMEMBERED_TOKENS,
                 worth_chars=round(capabilities.prime_tokens * capabilities.bytes_per_token),
             )
             if capabilities.prime_prefix or capabilities.prefix_cache
@@ -79,7 +87,12 @@ class Lane:
     @property
     def free(self) -> int:
         """Slots that nobody has."""
-        return max(0, max(1, self.engine.in_flight_limit) - self._taken)
+        return max(0, self._limit - self._taken)
+
+    @property
+    def _limit(self) -> int:
+        limit = self.engine.in_flight_limit
+        return max(1, limit if self._most is None else min(limit, self._most))
 
     @property
     def priming_stats(self) -> PrimingStats:
@@ -144,6 +157,7 @@ class Lane:
         waiting.extend(t for held in self._held.values() for t in held)
         self._queue.clear()
         self._held.clear()
+        self._n_held = 0
         for ticket in waiting:
             if not ticket.gone:
                 self._drop(ticket)
@@ -158,7 +172,9 @@ class Lane:
         return self._priming.predict(ticket.prefill, usage.input_tokens)
 
     def _admit(self) -> None:
-        while self._queue and self._taken < max(1, self.engine.in_flight_limit):
+        limit = self._limit
+        ahead = max(LOOK_AHEAD * limit, limit + LEAST_AHEAD)
+        while self._queue and self._taken < limit and self._taken + self._n_held < ahead:
             ticket = heapq.heappop(self._queue)[2]
             if ticket.gone or (self._hold and self._hold_back(ticket)):
                 continue
@@ -179,6 +195,7 @@ class Lane:
             held = self._held[owner] = []
             self._priming.stats.groups += 1
         held.append(ticket)
+        self._n_held += 1
         if not ticket.held:
             ticket.held = True
             self._priming.stats.held += 1
@@ -189,6 +206,7 @@ class Lane:
             return
         if self._priming.end(ticket.prefill, cached=cached):
             for held in self._held.pop(ticket.prefill, ()):
+                self._n_held -= 1
                 heapq.heappush(self._queue, (held.priority, held.arrival, held))
             self._admit()
 

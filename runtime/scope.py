@@ -194,10 +194,12 @@ class Frame:
         states: by position, `ASKED` and `ENDED`, where only what is asked for is evaluated; None
             where everything is.
         opened: gated operators whose row is in their subset.
+        asked_again: whether a call was made again because its answer did not fit.
         early: by position of a model call, its prompt if that is open in an engine already.
     """
 
     __slots__ = (
+        "asked_again",
         "early",
         "environment",
         "failures",
@@ -236,6 +238,7 @@ class Frame:
         self.turns: dict[int, Turn] = {}
         self.states: bytearray | None = bytearray(len(scope.ops)) if scope.gates else None
         self.opened: set[int] = set()
+        self.asked_again = False
         self.early: dict[int, OpenCall] = {}
         self.open = 0 if scope.gates else len(scope.ops)
 

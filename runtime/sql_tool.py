@@ -189,6 +189,11 @@ class Databases:
         _interrupt(query)
         return _INTERRUPT_AGAIN_S  # this time may have come a moment before its statement began
 
+    def refuse(self, error: Callable[[], Exception]) -> None:
+        """Queries that wait for a thread are not run: `error()` is raised for each."""
+        for opened in self._opened.values():
+            opened.lane.refuse(error)
+
     async def close(self) -> None:
         """Close all connections."""
         opened, self._opened = self._opened, {}

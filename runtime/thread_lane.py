@@ -104,6 +104,14 @@ class ThreadLane:
             if over and on_end is not None and job.started_s is not None:
                 on_end(job.started_s, job.took_s)
 
+    def refuse(self, error: Callable[[], Exception]) -> None:
+        """Functions that wait for a thread are not run: `error()` is raised for each."""
+        with self._lock:
+            jobs = tuple(self._jobs)
+            self._jobs.clear()
+        for job in jobs:
+            job.end(None, error())
+
     def _start_threads(self) -> None:
         with self._lock:
             n = min(len(self._jobs), self._most - self._threads)
@@ -121,10 +129,7 @@ class ThreadLane:
             self._threads -= n_threads
             if self._threads:
                 return
-            jobs = tuple(self._jobs)
-            self._jobs.clear()
-        for job in jobs:
-            job.end(None, NoThreadError(str(refused)))
+        self.refuse(lambda: NoThreadError(str(refused)))
 
     def _work(self) -> None:
         while True:

@@ -211,7 +211,10 @@ class ToolRunner:
             return spec is not None and strongest((op.effect, spec.effect)) is Effect.PURE
         if op.text is None or op.own_effect is not Effect.PURE:
             return False
-        return not self._changes(op, op.text)
+        try:
+            return not self._changes(op, op.text)
+        except ToolError:
+            return False  # no such database: each row is told so
 
     def _changes(self, op: Sql, text: str) -> bool:
         """Whether a query may be answered differently each time."""
@@ -244,6 +247,7 @@ class ToolRunner:
             try:
                 value, attempts = await self._attempt(call)
             except ToolError as error:
+                start_s = next(iter(call.began_s), start_s)
                 durable = self._store.record_call(self._record(call, queued_s, start_s, error))
                 raise
             start_s = next(iter(call.began_s), start_s)
@@ -320,8 +324,14 @@ class ToolRunner:
 
     def _refuse(self, reason: str) -> None:
         self._refused = self._refused or reason
+        self._databases.refuse(self._draining)
+        for lane in self._lanes.values():
+            lane.refuse(self._draining)
         for pause in self._pauses:
             pause.cancel()
+
+    def _draining(self) -> Exception:
+        return DrainingError(self._refused)
 
     def _check_running(self, cause: Exception | None = None) -> None:
         if self._refused:

@@ -113,6 +113,8 @@ class Capabilities:
 
     Attributes:
         max_in_flight: requests that are worth having in the engine at once.
+        pipelined_in_flight: the same where rows go from model to model: with more at once they move
+            in step, and one engine waits while another one works. None: `max_in_flight`.
         context_tokens: the model's context, prompt and answer together; None when unknown.
         prefix_cache: whether the engine reuses the KV cache of equal prompt prefixes.
         prime_prefix: whether a prefix must be finished by one request before others reuse it, so
@@ -133,6 +135,7 @@ class Capabilities:
     """
 
     max_in_flight: int
+    pipelined_in_flight: int | None = None
     context_tokens: int | None = None
     prefix_cache: bool = False
     prime_prefix: bool = False
@@ -150,6 +153,13 @@ class Capabilities:
     open_prompts: bool = False
     notes: tuple[str, ...] = field(default=())
     techniques: tuple[str, ...] = ()
+
+    @property
+    def cache_estimated_tokens(self) -> int | None:
+        """`cache_tokens` in tokens as estimates have them (`costmodel.tokens`)."""
+        if self.cache_tokens is None:
+            return None
+        return round(self.cache_tokens * self.bytes_per_token / BYTES_PER_TOKEN)
 
 
 class OpenPrompt(Protocol):

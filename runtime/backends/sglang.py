@@ -64,7 +64,8 @@ def capabilities_of(
     if not info.seeded:
         notes.append("seeds are not honoured (start with --enable-deterministic-inference)")
     return Capabilities(
-        max_in_flight=max_in_flight or info.best_running,
+        max_in_flight=max_in_flight or info.max_running,
+        pipelined_in_flight=None if max_in_flight else info.graph_batch,
         context_tokens=info.context_tokens,
         prefix_cache=info.prefix_cache,
         prime_prefix=info.prefix_cache,

@@ -63,11 +63,6 @@ class ServerInfo:
     adapters: tuple[str, ...]
     memory_saver: bool
 
-    @property
-    def best_running(self) -> int:
-        """Requests at once from which more make each other slower."""
-        return min(self.max_running, self.graph_batch or self.max_running)
-
     def serves(self, model: str) -> bool:
         """Whether `model` names this server's model: by name, path or the last part of a path. The
         empty name is everybody's."""

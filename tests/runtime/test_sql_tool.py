@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import threading
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -283,23 +284,140 @@ def test_a_query_runs_on_as_many_threads_as_asked(shop: Path) -> None:
     assert ask(Databases(shop, threads=2), text) == [{"n": 2}]
 
 
+ENDLESS = "WITH RECURSIVE r AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM r) SELECT count(*) FROM r"
+
+
 @pytest.mark.parametrize("virtual", [False, True])
 def test_a_query_without_end_is_interrupted_and_the_next_one_runs(
     shop: Path, virtual: bool
 ) -> None:
-    endless = (
-        "WITH RECURSIVE r AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM r) SELECT count(*) FROM r"
-    )
     databases = Databases(shop, timeout_s=0.3)
 
     async def main() -> list[Json]:
         with pytest.raises(ToolTimeoutError, match=r"within 0\.3 s"):
-            await databases.query("", endless, {}, LoopClock())
+            await databases.query("", ENDLESS, {}, LoopClock())
         rows = await databases.query("", "SELECT 1 AS one", {}, LoopClock())
         await databases.close()
         return rows
 
     assert run(main, virtual) == [{"one": 1}]
+
+
+@pytest.mark.parametrize("virtual", [False, True])
+def test_a_query_may_wait_for_a_thread_for_longer_than_it_may_run(
+    shop: Path, virtual: bool
+) -> None:
+    databases = Databases(shop, timeout_s=0.3, most_at_once=1)
+
+    async def main() -> list[Any]:
+        texts = [ENDLESS, ENDLESS, *(f"SELECT {i} AS n" for i in range(5))]
+        asked = (databases.query("", text, {}, LoopClock()) for text in texts)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        await databases.close()
+        return answers
+
+    *late, n0, n1, n2, n3, n4 = run(main, virtual)
+    assert [type(each) for each in late] == [ToolTimeoutError] * 2
+    assert [n0, n1, n2, n3, n4] == [[{"n": i}] for i in range(5)]
+
+
+class Held:
+    """Holds queries in their threads, once they have a row, until `gate` is open."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.running = self.most = 0
+        self._begun = threading.Semaphore(0)
+        self._lock = threading.Lock()
+
+    def __call__(self, rows: Sequence[Json]) -> None:
+        with self._lock:
+            self.running += 1
+            self.most = max(self.most, self.running)
+        self._begun.release()
+        self.gate.wait(10)
+        with self._lock:
+            self.running -= 1
+
+    async def begun(self, n: int) -> None:
+        """Wait until `n` queries are held."""
+        for _ in range(n):
+            assert await asyncio.to_thread(self._begun.acquire, timeout=10)
+
+
+@pytest.mark.parametrize("virtual", [False, True])
+def test_more_queries_than_threads_are_all_answered(shop: Path, virtual: bool) -> None:
+    databases, held = Databases(shop, most_at_once=3), Held()
+
+    async def main() -> list[list[Json]]:
+        clock = LoopClock()
+        asked = [
+            asyncio.ensure_future(databases.query("", f"SELECT {i} AS n", {}, clock, on_rows=held))
+            for i in range(20)
+        ]
+        await held.begun(3)
+        # Another file has threads of its own.
+        other = str(shop.parent / "other.duckdb")
+        assert await databases.query(other, "FROM secrets", {}, clock) == [{"word": "xyzzy"}]
+        assert held.running == 3
+        held.gate.set()
+        answers = await asyncio.gather(*asked)
+        await databases.close()
+        return answers
+
+    assert run(main, virtual) == [[{"n": i}] for i in range(20)]
+    assert held.most == 3
+
+
+def test_a_query_that_is_cancelled_while_it_waits_for_a_thread_never_runs(shop: Path) -> None:
+    databases = Databases(shop, most_at_once=1, writable=frozenset({""}))
+    held = Held()
+
+    async def main() -> None:
+        clock = LoopClock()
+        first = asyncio.ensure_future(
+            databases.query("", "SELECT 1 AS one", {}, clock, on_rows=held)
+        )
+        waiting = asyncio.ensure_future(
+            databases.query("", "DELETE FROM items", {}, clock, read_only=False)
+        )
+        await held.begun(1)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        held.gate.set()
+        assert await first == [{"one": 1}]
+        count = "SELECT count(*) AS n FROM items"
+        assert await databases.query("", count, {}, clock) == [{"n": 2}]
+        await databases.close()
+
+    run(main)
+    assert len(items(shop)) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "WITH w AS (INSERT INTO items VALUES (3, 'jug', 1) RETURNING *) SELECT * FROM w",
+        "WITH w AS (UPDATE items SET price = 0 RETURNING *) SELECT * FROM w",
+        "WITH w AS (DELETE FROM items RETURNING *) FROM w",
+        "SELECT nextval('numbers')",
+    ],
+)
+def test_a_file_that_is_open_for_reading_refuses_what_a_select_hides(shop: Path, text: str) -> None:
+    before = items(shop)
+    databases = Databases(shop, most_at_once=1)
+
+    async def main() -> list[Json]:
+        clock = LoopClock()
+        with pytest.raises(ToolError, match="read-only"):
+            await databases.query("", text, {}, clock)
+        rows = await databases.query("", "SELECT count(*) AS n FROM items", {}, clock)
+        await databases.close()
+        return rows
+
+    assert run(main) == [{"n": 2}]
+    assert items(shop) == before
 
 
 def test_writes_are_seen_by_later_reads(shop: Path) -> None:

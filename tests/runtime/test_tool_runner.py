@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import duckdb
 import pytest
 from tool_desk import Desk, once, pure, run, site, write
 
-from planner.logical import Effect, Json, Sql
+from planner.logical import Const, Effect, Json, Sql, Tool, ToolRef
 from runtime import threads
 from runtime.errors import DrainingError, ToolError, ToolTimeoutError
 from runtime.http_tool import HttpTools
@@ -500,6 +501,122 @@ def test_a_refused_query_is_an_error_of_the_row(shop: Path) -> None:
         with pytest.raises(ToolError, match="DROP"):
             await desk.runner.query(Sql(), "DROP TABLE items", {}, site())
         assert desk.metrics["op"].errors == 1
+        await desk.runner.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("op", "writable", "shares"),
+    [
+        (Tool((), ToolRef("reads", "", Effect.PURE)), False, True),
+        (Tool((), ToolRef("reads", "", Effect.PURE), fresh=True), False, True),
+        (Tool((), ToolRef("reads", "", Effect.WRITE), call_id="c1"), False, False),
+        (Tool((), ToolRef("writes", "", Effect.PURE)), False, False),
+        (Tool((), ToolRef("gone", "", Effect.PURE)), False, False),
+        (Sql((), text="SELECT id FROM items"), False, True),
+        (Sql((), text="SELECT id FROM items", batched=True, derived=True), False, True),
+        (Sql((), text="SELECT id FROM items"), True, False),
+        (Sql((), text="SELECT random() AS r"), False, False),
+        (Sql((), text="SELECT id FROM items", volatile=True, call_id="c1"), False, False),
+        (Sql((), text="DELETE FROM items", read_only=False, call_id="c1"), True, False),
+        (Sql((Const.of("SELECT 1"),)), False, False),
+    ],
+)
+def test_what_shares_its_equal_calls(
+    shop: Path, op: Tool | Sql, writable: bool, shares: bool
+) -> None:
+    async def main() -> bool:
+        databases = Databases(shop, writable=frozenset({""} if writable else ()))
+        specs = pure(lambda: 1, "reads"), write(lambda: 1, "writes")
+        return Desk(*specs, databases=databases).runner.shares(op)
+
+    assert run(main) is shares
+
+
+class Held(Databases):
+    """Holds the first query in the one thread that there is, until `gate` is open."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, most_at_once=1)
+        self.gate, self.begun = threading.Event(), threading.Event()
+        self.seen: list[Json] = []
+
+    async def query(self, *args: Any, **options: Any) -> list[Json]:
+        return await super().query(*args, **{**options, "on_rows": self._hold})
+
+    def _hold(self, rows: Sequence[Json]) -> None:
+        self.begun.set()
+        self.gate.wait(10)
+        self.seen += rows
+
+    async def first(self) -> None:
+        """Wait until the first query is held, and others have come as far as they can."""
+        assert await asyncio.to_thread(self.begun.wait, 10)
+        await settle()
+
+
+def ask(desk: Desk, text: str, row: int = 0) -> asyncio.Future[Any]:
+    return asyncio.ensure_future(desk.runner.query(Sql(), text, {}, site(row)))
+
+
+def test_a_thread_goes_from_one_query_to_the_next_while_the_loop_is_busy(shop: Path) -> None:
+    last = threading.Event()
+
+    class Watched(Held):
+        def _hold(self, rows: Sequence[Json]) -> None:
+            super()._hold(rows)
+            if len(self.seen) == 40:
+                last.set()
+
+    async def main() -> None:
+        databases = Watched(shop)
+        desk = Desk(databases=databases)
+        asked = [ask(desk, f"SELECT {i} AS n", i) for i in range(40)]
+        await databases.first()
+        databases.gate.set()
+        assert last.wait(10)  # the loop stands still meanwhile
+        records = await asyncio.gather(*asked)
+        assert [r.value for r in records] == [[{"n": i}] for i in range(40)]
+        assert databases.seen == [{"n": i} for i in range(40)]
+        await desk.runner.close()
+
+    run(main, virtual=False)
+
+
+@pytest.mark.parametrize("text", ["SELECT 2 AS n", "SELECT gone"], ids=["answered", "failed"])
+def test_the_record_of_a_query_begins_when_it_has_a_thread(shop: Path, text: str) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        databases = Held(shop)
+        desk = Desk(databases=databases)
+        origin_s = loop.time()
+        first, second = ask(desk, "SELECT 1 AS n"), ask(desk, text)
+        await databases.first()
+        opened_s = loop.time() - origin_s
+        databases.gate.set()
+        with contextlib.suppress(ToolError):
+            await asyncio.gather(first, second)
+        begun, waited = desk.store.calls
+        assert begun.start_s <= opened_s <= begun.end_s
+        assert waited.queued_s <= opened_s <= waited.start_s <= waited.end_s
+        await desk.runner.close()
+
+    run(main, virtual=False)
+
+
+def test_after_stop_a_query_that_waits_for_a_thread_is_refused(shop: Path) -> None:
+    async def main() -> None:
+        databases = Held(shop)
+        desk = Desk(databases=databases)
+        first, second = ask(desk, "SELECT 1 AS n"), ask(desk, "SELECT 2 AS n")
+        await databases.first()
+        desk.runner.stop()
+        databases.gate.set()
+        assert (await first).value == [{"n": 1}]
+        with pytest.raises(DrainingError):
+            await second
+        assert [r.value for r in desk.store.calls] == [[{"n": 1}]]
         await desk.runner.close()
 
     run(main)

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.backends.base import Completion, Message, Request, ToolSchema
-from runtime.backends.sglang import SglangBackend
+from runtime.backends.sglang import SglangBackend, capabilities_of
 from runtime.backends.sglang_info import choose_servers, probe, read_info
 from runtime.backends.sglang_open import describe, open_backend, split_urls
 from runtime.backends.sglang_wire import (
@@ -381,14 +381,15 @@ def test_the_number_of_calls_follows_the_servers_queue(server: FaultServer, fold
         ({}, None),
     ],
 )
-def test_no_more_requests_run_at_once_than_captured_graphs_hold(
+def test_beside_other_models_no_more_requests_are_in_flight_than_captured_graphs_hold(
     described: dict[str, Any], batch: int | None
 ) -> None:
     info = read_info("u", {**described, "max_running_requests": 600}, {"model_path": "/m"}, [])
     assert info.graph_batch == batch
-    assert info.best_running == (batch or 600)
-    small = read_info("u", {**described, "max_running_requests": 16}, {"model_path": "/m"}, [])
-    assert small.best_running == 16
+    offered = capabilities_of(info, None, None)
+    assert (offered.max_in_flight, offered.pipelined_in_flight) == (600, batch)
+    asked = capabilities_of(info, None, 32)
+    assert (asked.max_in_flight, asked.pipelined_in_flight) == (32, None)
 
 
 def test_loads_of_several_ranks_add_up() -> None:
