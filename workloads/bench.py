@@ -12,6 +12,7 @@ import halo
 from workloads.client_bench import client
 from workloads.planner_bench import planner
 from workloads.pte_bench import pte
+from workloads.tools_bench import tools
 
 lm = halo.Model()
 
@@ -93,6 +94,7 @@ BENCHMARKS: dict[str, Callable[[], dict[str, Any]]] = {
         )
     },
     "client": client,
+    "tools": tools,
     "overhead": overhead,
     "merge": merging,
     "pte": pte,

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import sys
 from typing import Any
 
 from aiohttp import web
 
+from workloads.child_service import ChildService, serve_until_closed
 from workloads.text import words
 from workloads.threaded_app import ThreadedApp
 
@@ -105,3 +107,15 @@ class StubServer(ThreadedApp):
 
     async def _done(self, _: web.Request) -> web.Response:
         return web.Response(text="ok")
+
+
+class StubProcess(ChildService):
+    """The server in a process of its own; arguments as of `StubServer`."""
+
+    def __init__(self, model: str, tokenizer: str, *, answer_s: float = 0.0) -> None:
+        super().__init__("workloads.stub_server", model, tokenizer, str(answer_s))
+
+
+if __name__ == "__main__":
+    with StubServer(sys.argv[1], sys.argv[2], answer_s=float(sys.argv[3])) as served:
+        serve_until_closed(served.url)
