@@ -146,7 +146,7 @@ def test_answers_are_kept_when_asked_for(batch: list[str], tmp_path: Path) -> No
     first = json.loads(invoke("run", *batch, "--cache", cache, "--json"))["calls"]
     second = json.loads(invoke("run", *batch, "--cache", cache, "--json"))["calls"]
     assert (first["made"], first["cached"]) == (4, 0)
-    assert (second["made"], second["cached"], second["replayed"]) == (0, 4, 12)
+    assert (second["made"], second["cached"], second["replayed"], second["shared"]) == (0, 4, 4, 8)
     assert second["engine_requests"] == {"simulated:simulated": 0}
     invoke("cache", cache, "--prune", "0.0006")
     third = json.loads(invoke("run", *batch, "--cache", cache, "--json"))["calls"]
