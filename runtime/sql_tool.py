@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MOST_AT_ONCE = min(8, max(4, os.cpu_count() or 1))
 """Queries of one file, at once. Each has one thread (`sql_connection.Limits`). With more of them
-the threads wait for the interpreter: on 16 cores, queries of 3 ms took longer with 16 than with 4.
+the threads wait for the interpreter: on 8 cores, queries of 3 ms took 60 ms with 16 and 10 with 4.
 """
 _ABANDON_S = 5.0
 """How long after the interrupt of a late query its thread is waited for."""
