@@ -15,8 +15,14 @@ def main() -> None:
         from workloads.pte_evaluate import main as evaluate
 
         sys.exit(evaluate(sys.argv[2:]))
+    if sys.argv[1:2] == ["simulate"]:
+        from workloads.compare_simulated import main as simulate
+
+        sys.exit(simulate(sys.argv[2:]))
     parser.add_argument(
-        "workload", nargs="+", help="demo, overhead, merge, planner, pte; or pte-evaluate FILE"
+        "workload",
+        nargs="+",
+        help="demo, overhead, merge, planner, pte; or pte-evaluate FILE, simulate OPTIONS",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="demo: run directory")
     parser.add_argument("--model", help="demo: model name")
