@@ -13,7 +13,7 @@ from planner.context import PlanContext
 from planner.learnt import NOTHING_LEARNT, Learnt
 from planner.logical import Json, LogicalPlan, ModelOp, SqlRows
 from planner.merge import merge
-from planner.physical import PhysicalPlan, Worker, place
+from planner.physical import MAX_ROWS_IN_FLIGHT, PhysicalPlan, Worker, place
 from planner.rewrite import Rewritten, rewrite
 from planner.stats import PlanStats
 from planner.verify import verify
@@ -108,7 +108,10 @@ def plan_batch(
         plan = replace(plan, row_order=in_order, stage_order={})
     scheduled = _schedule(plan, stats, workers, tools, config)
     if scheduled is not None:
-        plan = scheduled.physical
+        # Every worker has a cache and slots of its own.
+        times = min(len(those) for those in workers.values())
+        rows_in_flight = min(MAX_ROWS_IN_FLIGHT, times * plan.rows_in_flight)
+        plan = replace(scheduled.physical, rows_in_flight=rows_in_flight)
     if config.attention:
         from halo.attention import with_attention
 

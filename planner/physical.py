@@ -244,7 +244,7 @@ def _rows_in_flight(
         and (tokens := worker.cache_tokens) is not None
     }
     fitting = rows_that_fit(logical, stats, caches, least_calls=min(slots / 2, BUSY_CALLS))
-    return rows if fitting is None else min(rows, int(fitting))
+    return rows if fitting is None else min(rows, max(1, int(fitting)))
 
 
 def _priorities(logical: LogicalPlan) -> dict[str, int]:

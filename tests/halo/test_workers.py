@@ -12,6 +12,7 @@ import halo
 from halo.errors import BackendError, PlanError
 from planner.schedule.auto import METHODS
 from runtime.backends import create
+from runtime.backends.base import Capabilities
 
 lm = halo.Model()
 ROWS = [{"question": f"Is option {i} better than option {i + 1}?"} for i in range(60)]
@@ -154,3 +155,37 @@ def test_a_run_whose_answers_are_not_as_long_as_expected_says_so() -> None:
         result = session.run(long, many, announce=said.append)
     assert len(list(result)) == 700
     assert any("essay: answer tokens 240 expected" in text for text in said)
+
+
+def offering(monkeypatch: pytest.MonkeyPatch, cache_tokens: int, **offered: Any) -> None:
+    """Engines with a cache of a known size, so long as none is open."""
+    capabilities = Capabilities(64, prefix_cache=True, cache_tokens=cache_tokens, **offered)
+    monkeypatch.setattr("halo.engines.describe_backend", lambda *_: capabilities)
+
+
+def test_plans_count_a_cache_in_the_tokens_that_they_estimate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    offering(monkeypatch, 1_000, bytes_per_token=2.0)
+    with halo.Session(engine="simulated") as session:
+        (worker,) = session.prepare(debate, ROWS).plan.workers
+    assert worker.cache_tokens == 500
+
+
+def test_two_caches_hold_more_rows_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    @halo.workflow
+    def reflect(case: str) -> str:
+        first = lm.gen(f"{case} Answer.", max_tokens=32)
+        critique = lm.gen(f"Criticise {first}, the answer to {case}", max_tokens=32)
+        return lm.gen(f"{case} Answer. {first} {critique} Again.", max_tokens=32)
+
+    offering(monkeypatch, 40_000)
+    rows = [{"case": f"Case {i}. " + f"Fact {i} of it. " * 60} for i in range(200)]
+
+    def rows_in_flight(*workers: str) -> int:
+        with halo.Session(engine="simulated", workers=workers) as session:
+            return session.prepare(reflect, rows).plan.rows_in_flight
+
+    one = rows_in_flight("simulated")
+    assert one < 4 * 64, "the cache is no bound"
+    assert rows_in_flight("simulated", "simulated") > 1.5 * one

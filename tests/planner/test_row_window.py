@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
-from planner.logical import Column, Generate, LogicalPlan, Op, Prompt, Ref, Result, Scan
-from planner.physical import Worker, place
+from costmodel.tokens import estimate_tokens
+from planner.logical import Column, Generate, Json, LogicalPlan, Op, Prompt, Ref, Result, Scan
+from planner.physical import PhysicalPlan, Worker, place
 from planner.row_window import FILL, rows_that_fit
 from planner.stats import PlanStats, estimate
+from runtime.backends.simulated import SimulatedBackend, describe
+from runtime.clock import LoopClock, new_event_loop
+from runtime.run import RunHandle, RunInputs
 
 SCAN = Scan((), "rows", ("case", "question"))
 CASE, QUESTION = Column((SCAN,), "case"), Column((SCAN,), "question")
@@ -59,6 +65,15 @@ def test_the_first_prompt_of_a_row_is_there_when_its_last_call_begins_with_it() 
     assert fitting(reflection()) == pytest.approx(FILL * 10_000 / (first + critique), rel=0.02)
 
 
+def test_the_longest_prompts_of_a_debate_decide() -> None:
+    opening = ask("Debate.", CASE, QUESTION)
+    reply = ask("Debate.", CASE, QUESTION, opening)
+    closing = ask("Debate.", CASE, QUESTION, opening, reply)
+    # Each begins as the one before it: the opening puts most into the cache.
+    first = CASE_TOKENS + QUESTION_TOKENS + ANSWER_TOKENS
+    assert fitting(closing) == pytest.approx(FILL * 10_000 / first, rel=0.02)
+
+
 def test_rows_that_share_their_first_prompt_leave_room_for_more() -> None:
     alone, together = fitting(reflection()), fitting(reflection(), same_case=10)
     assert alone is not None and together is not None
@@ -77,12 +92,19 @@ def test_more_cache_more_rows() -> None:
         ask("Summarize.", ask("Answer.", CASE, QUESTION)),
         # The same instructions, and nothing of the row in common.
         ask("Answer.", ask("Answer.", CASE), QUESTION),
+        # The case is long, and behind it nothing is as it was.
+        ask("Answer.", QUESTION, ask("Answer.", QUESTION, CASE)),
         # Side by side: nothing comes between the two.
         ask("Join.", ask("Answer.", CASE, "as a lawyer"), ask("Answer.", CASE, "as an engineer")),
     ],
 )
 def test_without_reuse_between_calls_of_a_row_there_is_no_bound(result: Op) -> None:
     assert fitting(result) is None
+
+
+def test_without_a_known_cache_there_is_no_bound() -> None:
+    plan, stats = stats_of(reflection())
+    assert rows_that_fit(plan, stats, {}) is None
 
 
 def test_the_model_with_less_room_decides() -> None:
@@ -119,3 +141,37 @@ def test_the_plan_keeps_the_bound_where_the_engine_tells_its_cache() -> None:
         Worker("s", "sglang", "m", 64, cache_tokens=20_000),
     ):
         assert rows_in_flight(reflection(), [other]) == 256
+
+
+def test_an_engine_of_one_slot_has_a_row() -> None:
+    small = Worker("s", "sglang", "m", 1, prefix_cache=True, cache_tokens=300)
+    assert rows_in_flight(reflection(), [small]) >= 1
+
+
+def test_with_the_planned_rows_no_prompt_is_computed_twice() -> None:
+    slots, cache_tokens = 64, 24_000
+    rows: list[dict[str, Json]] = [
+        {"case": f"Case {i}. " + f"Fact {i:04} of it. " * 60, "question": f"What of {i}?"}
+        for i in range(200)
+    ]
+    plan = LogicalPlan((("q", Result((reflection(), SCAN))),))
+    stats = estimate(plan, {"rows": rows}, estimate_tokens)
+    worker = Worker("s", "simulated", "m", slots, prefix_cache=True, cache_tokens=cache_tokens)
+    planned = place(plan, stats, {"m": worker})
+
+    def computed_tokens(physical: PhysicalPlan, room: int = cache_tokens) -> int:
+        async def main() -> int:
+            engine = SimulatedBackend(
+                "m", LoopClock(), capabilities=describe(slots), cache_tokens=room
+            )
+            handle = RunHandle(RunInputs(physical, stats, {"rows": rows}, {}))
+            finished = await handle.run({"s": engine})
+            usages = [metrics.usage for metrics in finished.metrics.values()]
+            return sum(u.input_tokens - (u.cached_tokens or 0) for u in usages)
+
+        with asyncio.Runner(loop_factory=lambda: new_event_loop(True)) as runner:
+            return runner.run(main())
+
+    least = computed_tokens(planned, room=10_000_000)
+    assert computed_tokens(planned) == least
+    assert computed_tokens(replace(planned, rows_in_flight=512)) > 1.3 * least

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from costmodel.usage import OpMetrics, Usage
 from planner.errors import InvariantError
-from planner.logical import Effect
+from planner.logical import Column, Effect, Generate, Json, LogicalPlan, Prompt, Ref, Result, Scan
+from planner.physical import Worker, place
+from planner.stats import estimate
 from runtime.backends.base import (
     Backend,
     Capabilities,
@@ -30,6 +32,7 @@ from runtime.dispatch import Dispatcher, request_key
 from runtime.errors import BackendError, ContextOverflowError, DrainingError
 from runtime.lane import Lane
 from runtime.records import CallRecord, CallSite, Outcome
+from runtime.run import RunHandle, RunInputs
 from runtime.sharing import CallTable
 
 T = TypeVar("T")
@@ -275,6 +278,39 @@ def test_the_engine_never_has_more_than_its_limit() -> None:
         assert (calls.in_flight, calls.waiting) == (0, 0)
 
     run(main)
+
+
+@pytest.mark.parametrize(("pipelined", "most"), [(False, 8), (True, 3)])
+def test_engines_that_take_turns_have_fewer_calls_at_once(pipelined: bool, most: int) -> None:
+    async def main() -> int:
+        engine = ScriptedEngine(Capabilities(8, pipelined_in_flight=3))
+        calls, _ = dispatcher(engine, pipelined=pipelined)
+        await asyncio.gather(*(calls.complete("w", ask(f"{i}"), site(i)) for i in range(20)))
+        return engine.most_busy
+
+    assert run(main) == most
+
+
+@pytest.mark.parametrize(("second", "most"), [("a", 8), ("b", 3)])
+def test_the_engines_of_a_plan_take_turns_when_it_has_several_models(
+    second: str, most: int
+) -> None:
+    scan = Scan((), "rows", ("q",))
+    first = Generate((Column((scan,), "q"),), "a", Prompt(("First ", Ref(0))))
+    plan = LogicalPlan(
+        (("q", Result((Generate((first,), second, Prompt(("Then ", Ref(0)))), scan))),)
+    )
+    data: dict[str, list[dict[str, Json]]] = {"rows": [{"q": f"row {i}"} for i in range(40)]}
+    stats = estimate(plan, data, len)
+    workers = {model: Worker(model, "scripted", model, 8) for model in {"a", second}}
+
+    async def main() -> list[int]:
+        offered = Capabilities(8, pipelined_in_flight=3)
+        engines = {model: ScriptedEngine(offered) for model in workers}
+        await RunHandle(RunInputs(place(plan, stats, workers), stats, data, {})).run(engines)
+        return [engine.most_busy for engine in engines.values()]
+
+    assert run(main) == [most] * len(workers)
 
 
 def test_smaller_priorities_go_first_and_equal_ones_in_order() -> None:
@@ -547,6 +583,50 @@ def test_a_held_call_does_not_take_a_slot_from_others() -> None:
         assert [t for _, t in engine.sent[:2]] == [texts[0], "x"]
 
     run(main)
+
+
+def test_each_prefix_is_computed_once_when_the_cache_holds_those_of_a_few_groups() -> None:
+    groups, size, slots = 40, 10, 24
+    offered = replace(describe(slots, prime_prefix=True), cache_tokens=4_000)
+
+    async def main() -> int:
+        engine = SimulatedBackend("m", LoopClock(), capabilities=offered, cache_tokens=4_000)
+        calls, _ = dispatcher(engine)
+        asked = [(g, i) for g in range(groups) for i in range(size)]
+        records = await asyncio.gather(
+            *(
+                calls.complete("w", ask(f"{g} {DOCUMENT} {i}"), site(g), priority=g)
+                for g, i in asked
+            )
+        )
+        return sum(
+            r.usage.input_tokens - (r.usage.cached_tokens or 0) > len(DOCUMENT) // 8
+            for r in records
+        )
+
+    assert run(main) == groups
+
+
+@pytest.mark.parametrize(
+    ("cache_tokens", "bytes_per_token", "remembered"),
+    [(None, 4.0, True), (1_600, 4.0, True), (1_600, 1.0, False), (400, 4.0, False)],
+)
+def test_a_prefix_that_the_cache_has_no_room_for_is_primed_again(
+    cache_tokens: int | None, bytes_per_token: float, remembered: bool
+) -> None:
+    """A document has 1140 bytes, and the cache room for one of them or for two."""
+
+    async def main() -> list[float]:
+        offered = replace(NEEDS_PRIMING, cache_tokens=cache_tokens, bytes_per_token=bytes_per_token)
+        engine = ScriptedEngine(offered)
+        calls, _ = dispatcher(engine)
+        for start in ("a", "b"):
+            await calls.complete("w", ask(start + DOCUMENT), site())
+        texts = [f"a{DOCUMENT} {i}" for i in range(3)]
+        await asyncio.gather(*(calls.complete("w", ask(t), site(i)) for i, t in enumerate(texts)))
+        return [at_s - 2 for at_s, _ in engine.sent[2:]]
+
+    assert run(main) == pytest.approx([0.0] * 3 if remembered else [0.0, 0.5, 0.5])
 
 
 @settings(max_examples=150, deadline=None)
