@@ -74,6 +74,13 @@ def test_the_longest_prompts_of_a_debate_decide() -> None:
     assert fitting(closing) == pytest.approx(FILL * 10_000 / first, rel=0.02)
 
 
+def test_a_later_call_may_put_more_into_the_cache_than_the_first() -> None:
+    first = ask("Answer.", CASE)
+    last = ask("Answer.", CASE, first, CASE, CASE)
+    new = ANSWER_TOKENS + 2 * CASE_TOKENS + ANSWER_TOKENS
+    assert fitting(last) == pytest.approx(FILL * 10_000 / new, rel=0.02)
+
+
 def test_rows_that_share_their_first_prompt_leave_room_for_more() -> None:
     alone, together = fitting(reflection()), fitting(reflection(), same_case=10)
     assert alone is not None and together is not None

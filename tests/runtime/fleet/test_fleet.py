@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from costmodel.usage import OpMetrics
-from runtime.backends.base import Backend, Capabilities, Completion, Message, Request, Usage
+from costmodel.usage import OpMetrics, Usage
+from runtime.backends.base import Backend, Capabilities, Completion, Message, Request
 from runtime.clock import Clock, LoopClock, new_event_loop
 from runtime.dispatch import Dispatcher
 from runtime.errors import BackendError, ContextOverflowError, EngineUnreachableError, PromptError
