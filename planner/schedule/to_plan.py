@@ -112,7 +112,14 @@ def without_worker(physical: PhysicalPlan, lost: str, reason: str) -> tuple[Phys
         f"worker {lost!r} is lost ({reason}); its rows go to "
         f"{', '.join(map(repr, others)) or 'nobody, it had none'}"
     )
-    return replace(physical, workers=left, placements=placements, shares=shares), note
+    rows = physical.rows_in_flight
+    if others:
+        # Its cache and its slots are gone too.
+        rows = max(1, rows * len(others) // (len(others) + 1))
+    return (
+        replace(physical, workers=left, placements=placements, shares=shares, rows_in_flight=rows),
+        note,
+    )
 
 
 def _until(physical: PhysicalPlan, fingerprint: str, rows: int) -> Sequence[tuple[str, int]]:

@@ -10,7 +10,9 @@ import pytest
 
 import halo
 from halo.errors import BackendError, PlanError
+from planner.physical import PhysicalPlan
 from planner.schedule.auto import METHODS
+from planner.schedule.to_plan import without_worker
 from runtime.backends import create
 from runtime.backends.base import Capabilities
 
@@ -172,20 +174,30 @@ def test_plans_count_a_cache_in_the_tokens_that_they_estimate(
     assert worker.cache_tokens == 500
 
 
-def test_two_caches_hold_more_rows_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    @halo.workflow
-    def reflect(case: str) -> str:
-        first = lm.gen(f"{case} Answer.", max_tokens=32)
-        critique = lm.gen(f"Criticise {first}, the answer to {case}", max_tokens=32)
-        return lm.gen(f"{case} Answer. {first} {critique} Again.", max_tokens=32)
+@halo.workflow
+def reflect(case: str) -> str:
+    first = lm.gen(f"{case} Answer.", max_tokens=32)
+    critique = lm.gen(f"Criticise {first}, the answer to {case}", max_tokens=32)
+    return lm.gen(f"{case} Answer. {first} {critique} Again.", max_tokens=32)
 
-    offering(monkeypatch, 40_000)
+
+def reflecting(*workers: str) -> PhysicalPlan:
     rows = [{"case": f"Case {i}. " + f"Fact {i} of it. " * 60} for i in range(200)]
+    with halo.Session(engine="simulated", workers=workers) as session:
+        return session.prepare(reflect, rows).plan
 
-    def rows_in_flight(*workers: str) -> int:
-        with halo.Session(engine="simulated", workers=workers) as session:
-            return session.prepare(reflect, rows).plan.rows_in_flight
 
-    one = rows_in_flight("simulated")
+def test_two_caches_hold_more_rows_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    offering(monkeypatch, 40_000)
+    one = reflecting("simulated").rows_in_flight
     assert one < 4 * 64, "the cache is no bound"
-    assert rows_in_flight("simulated", "simulated") > 1.5 * one
+    assert reflecting("simulated", "simulated").rows_in_flight > 1.5 * one
+
+
+def test_without_a_worker_rows_fit_the_caches_that_are_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    offering(monkeypatch, 40_000)
+    one, two = reflecting("simulated"), reflecting("simulated", "simulated")
+    left, _ = without_worker(two, two.workers[1].name, "it did not start")
+    assert left.rows_in_flight <= one.rows_in_flight
