@@ -4,7 +4,7 @@ A call may begin as an earlier call of its row did: a second answer behind the f
 reply behind the debate so far. Between the two, every row under way puts its own prompts into the
 KV cache. With more rows than the cache has room for, the least recently used prefixes are dropped
 just before they are needed, and every row computes them twice. The bound is a forecast from mean
-lengths, for rows that move in step.
+lengths, for rows that move in step; calls in the bodies of maps, loops and agents are not counted.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def rows_that_fit(
     least_calls: float = 0.0,
 ) -> float | None:
     """The number of rows. None when no later call reuses what an earlier one of its row computed,
-    and when so few rows have less than `least_calls` calls under way: an engine that is half empty
-    costs more than prefixes that are computed again.
+    and when so few rows have less than `least_calls` calls under way: the engine would be half
+    empty.
 
     `cache_tokens` has the KV cache of the engine of each model whose engine tells it.
     """
@@ -51,7 +51,8 @@ def rows_that_fit(
             shared = [(prompt.shared(prompts[other]), levels[other]) for other in ops[:at]]
             most = max((tokens for tokens, _ in shared), default=0.0)
             new[level] += prompt.new_tokens(most) / rows
-            latest = max((at for n, at in shared if n > most - LEAST_SHARED_TOKENS), default=level)
+            near = [each for tokens, each in shared if tokens > most - LEAST_SHARED_TOKENS]
+            latest = max(near, default=level)
             if most >= LEAST_SHARED_TOKENS and latest < level:
                 reused.append((latest, level))
         for first, last in reused:
