@@ -25,6 +25,7 @@ import halo
 from workloads.baselines import BASELINES
 from workloads.catalogue import named
 from workloads.direct import DirectClient, Endpoints
+from workloads.gpu.card_watch import CardWatch
 from workloads.gpu.models import write_model
 from workloads.gpu.server_log import ServerLogs
 from workloads.graph import Workload
@@ -57,6 +58,7 @@ class Bench:
         names: what the servers call the models.
         folder: for generated databases.
         logs: of the servers, where they are known.
+        card: that the servers share, where there is one.
     """
 
     servers: Mapping[str, str]
@@ -64,6 +66,7 @@ class Bench:
     api_url: str
     folder: Path
     logs: ServerLogs = field(default_factory=lambda: ServerLogs({}))
+    card: int | None = None
 
     def endpoints(self, workload: Workload) -> Endpoints:
         database = write_tables(workload.database, self.folder) if workload.database else None
@@ -83,7 +86,7 @@ def run_one(
     # What earlier runs left is no run's garbage.
     gc.collect()
     gc.freeze()
-    with ServerWatch(used.values()) as watch:
+    with ServerWatch(used.values()) as watch, CardWatch(bench.card) as card:
         if system in ABLATIONS:
             record = _run_halo(bench, endpoints, [workload], [rows], ABLATIONS[system], out)
         else:
@@ -94,6 +97,7 @@ def run_one(
         "seed": seed,
         "rows": len(rows),
         **record,
+        "card_idle_share": card.idle_share,
         "servers": watch.summary(),
         "prefill_steps": bench.logs.prefill_steps(),
     }

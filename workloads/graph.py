@@ -207,7 +207,7 @@ class Workload:
         return Graph(self.columns, tuple(recorder.nodes), _split(f"{result}"))
 
     def flow(
-        self, api_url: str = "", models: Mapping[str, str] | None = None, max_tools: int = 64
+        self, api_url: str = "", models: Mapping[str, str] | None = None, max_tools: int = 1024
     ) -> Any:
         """The workload as a Halo workflow."""
         ops = HaloOps(api_url, models or {}, max_tools)

@@ -93,9 +93,7 @@ def detail_rows(main: Records) -> list[list[str]]:
             asked = sum(r["input_tokens"] for r in runs)
             cached = sum(r["cached_tokens"] for r in runs)
             warmed = sum(r.get("warmed_tokens", 0) for r in runs)
-            idle = [
-                min(s["idle_share"] for s in r["servers"].values()) for r in runs if r["servers"]
-            ]
+            idle = [idle_share(r) for r in runs if r["servers"]]
             rows.append(
                 [
                     workload.name,
@@ -110,6 +108,15 @@ def detail_rows(main: Records) -> list[list[str]]:
                 ]
             )
     return rows
+
+
+def idle_share(run: dict[str, Any]) -> float:
+    """Of the card, as the driver tells; of the busiest server in records that have no such
+    figure."""
+    told = run.get("card_idle_share")
+    if told is None:
+        told = min(s["idle_share"] for s in run["servers"].values())
+    return float(told)
 
 
 def floor_rows(main: Records, lpm: Records, memory_bytes_per_s: float) -> list[list[str]]:

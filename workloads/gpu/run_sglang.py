@@ -157,6 +157,7 @@ class Servers:
             "--enable-metrics", "--skip-server-warmup", *POLICIES[policy],
         ]  # fmt: skip
         command += CPU_FLAGS if arguments.cpu else GPU_FLAGS[name]
+        command += shlex.split(arguments.server_flags)
         if not arguments.cpu:
             command += ["--max-total-tokens", str(MAX_KV_TOKENS[name])]
         log = self._log(name, policy)
@@ -334,6 +335,7 @@ def run_stage(
     bench = Bench(
         servers.urls, {name: name for name in PORTS}, api_url,
         Path(arguments.models) / "databases", servers.logs(policy),
+        None if arguments.cpu else arguments.device,
     )  # fmt: skip
     servers.ensure(policy)
     if not stage.startswith("extra:"):
@@ -486,6 +488,7 @@ def main() -> None:
         help="main: records of an earlier comparison, which tell from the first "
         "seed on what --within leaves out",
     )
+    parser.add_argument("--server-flags", default="", help="further flags of both servers")
     parser.add_argument("--device", type=int, default=0, help="the card")
     parser.add_argument("--budget-s", type=float, default=520.0)
     parser.add_argument("--cpu", action="store_true", help="dry run: tiny model, no accelerator")
