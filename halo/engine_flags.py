@@ -24,6 +24,8 @@ class Wish:
             longest cached prefix.
         share: of the device's memory that this server may use.
         host_cache_gib: host memory for prefixes that fall out of the device's cache; 0 for none.
+        metrics: whether the server offers Prometheus metrics. It then keeps gauges for every
+            priority it has seen, so that Halo sends none.
         seeded: whether sampled calls have to follow their seeds.
         extra: flags passed on as they are; they win.
     """
@@ -40,6 +42,7 @@ class Wish:
     mixed_chunk: bool = False
     host_cache_gib: float = 0.0
     memory_saver: bool = False
+    metrics: bool = False
     seeded: bool = False
     adapters: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
@@ -66,7 +69,6 @@ def choose_flags(wish: Wish) -> Flags:
     flags.add("its name in requests", "--served-model-name", wish.name or default_name(wish.model))
     flags.add("never reachable from outside", "--host", wish.host, "--port", wish.port)
     flags.add("cached tokens of each answer are reported", "--enable-cache-report")
-    flags.add("for monitoring", "--enable-metrics")
     flags.add(
         "a schema cannot run into endless blanks", "--constrained-json-disable-any-whitespace"
     )
@@ -75,6 +77,8 @@ def choose_flags(wish: Wish) -> Flags:
         _cpu(flags)
     else:
         _memory(flags, wish)
+    if wish.metrics:
+        flags.add("for monitoring; Halo then sends no priorities", "--enable-metrics")
     if wish.mixed_chunk:
         flags.add("running answers go on while a long prompt is read", "--enable-mixed-chunk")
     if wish.host_cache_gib:

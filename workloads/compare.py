@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import halo
 from workloads.baselines import BASELINES
@@ -27,6 +28,7 @@ from workloads.catalogue import named
 from workloads.direct import DirectClient, Endpoints
 from workloads.gpu.card_watch import CardWatch
 from workloads.gpu.models import write_model
+from workloads.gpu.server_cpu import ServerCpu
 from workloads.gpu.server_log import ServerLogs
 from workloads.graph import Workload
 from workloads.stub_server import StubServer
@@ -68,6 +70,11 @@ class Bench:
     logs: ServerLogs = field(default_factory=lambda: ServerLogs({}))
     card: int | None = None
 
+    @property
+    def processors(self) -> ServerCpu:
+        """Of the servers."""
+        return ServerCpu({m: urlsplit(url).port or 0 for m, url in self.servers.items()})
+
     def endpoints(self, workload: Workload) -> Endpoints:
         database = write_tables(workload.database, self.folder) if workload.database else None
         return Endpoints(self.servers, self.names, self.api_url, database)
@@ -83,6 +90,8 @@ def run_one(
     used = {model: bench.servers[model] for model in workload.models}
     flush(used.values())
     bench.logs.mark()
+    processors = bench.processors
+    processors.mark()
     # What earlier runs left is no run's garbage.
     gc.collect()
     gc.freeze()
@@ -99,6 +108,7 @@ def run_one(
         **record,
         "card_idle_share": card.idle_share,
         "servers": watch.summary(),
+        "server_cpu_s": processors.seconds(),
         "prefill_steps": bench.logs.prefill_steps(),
     }
 

@@ -410,6 +410,9 @@ def engine_start(
     memory_saver: Annotated[
         bool, typer.Option("--memory-saver", help="memory can be released between runs")
     ] = False,
+    metrics: Annotated[
+        bool, typer.Option("--metrics", help="offer Prometheus metrics; without priorities then")
+    ] = False,
     seeded: Annotated[
         bool, typer.Option("--seeded", help="sampled answers follow their seeds; slower")
     ] = False,
@@ -432,7 +435,7 @@ def engine_start(
     wish = Wish(
         model=model, name=name, port=port, hardware=hardware, cpu=cpu, policy=policy, share=share,
         chunk_tokens=chunk_tokens, mixed_chunk=mixed_chunk, host_cache_gib=host_cache,
-        memory_saver=memory_saver, seeded=seeded, adapters=tuple(adapter or ()),
+        memory_saver=memory_saver, metrics=metrics, seeded=seeded, adapters=tuple(adapter or ()),
         extra=tuple(part for each in flag or () for part in shlex.split(each)),
     )  # fmt: skip
     return verb.start(

@@ -59,6 +59,8 @@ def capabilities_of(
     notes = [f"SGLang {info.version}", f"policy {info.policy}"]
     if info.priorities:
         notes.append("priorities")
+    if info.gauged_priorities:
+        notes.append("no priorities are sent (start without --enable-metrics)")
     if info.host_cache:
         notes.append("host cache")
     if not info.seeded:

@@ -32,8 +32,11 @@ class ServerInfo:
             server does not say, or captures none. Larger batches are launched kernel by kernel.
         cache_tokens: size of the KV pool, which is also the radix cache.
         chunk_tokens: prompt tokens that one prefill step takes.
-        priorities: whether requests are queued by priority; `low_first` whether small numbers go
-            first.
+        priorities: whether requests are queued by priority and may have as many different ones as
+            they like; `low_first` whether small numbers go first.
+        gauged_priorities: whether the server queues by priority, but sets gauges of its metrics for
+            every value that it has ever seen, in every prefill step: after 5,000 calls with
+            priorities of their own that is tens of milliseconds a step, until it is restarted.
         takes_seeds: whether a request may carry a seed; `seeded` whether that decides what is
             sampled.
         host_cache: whether evicted prefixes are kept in host memory.
@@ -55,6 +58,7 @@ class ServerInfo:
     policy: str
     prefix_cache: bool
     priorities: bool
+    gauged_priorities: bool
     low_first: bool
     takes_seeds: bool
     seeded: bool
@@ -103,6 +107,8 @@ def read_info(
     running = described.get("max_running_requests") or _internal(
         described, "effective_max_running_requests_per_dp"
     )
+    by_priority = bool(described.get("enable_priority_scheduling"))
+    metrics = bool(described.get("enable_metrics"))
     return ServerInfo(
         url=url,
         models=tuple(dict.fromkeys(name for name in names if name)),
@@ -117,7 +123,8 @@ def read_info(
         chunk_tokens=max(512, int(described.get("chunked_prefill_size") or 8192)),
         policy=str(described.get("schedule_policy") or "fcfs"),
         prefix_cache=not described.get("disable_radix_cache"),
-        priorities=bool(described.get("enable_priority_scheduling")),
+        priorities=by_priority and not metrics,
+        gauged_priorities=by_priority and metrics,
         low_first=bool(described.get("schedule_low_priority_values_first")),
         takes_seeds="enable_deterministic_inference" in described,
         seeded=bool(described.get("enable_deterministic_inference")),

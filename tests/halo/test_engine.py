@@ -59,6 +59,8 @@ def flags_of(**wish: object) -> str:
 def test_the_plans_order_holds_and_nothing_is_reachable_from_outside() -> None:
     flags = flags_of()
     assert "--host 127.0.0.1" in flags and "--served-model-name m" in flags
+    # With metrics, every priority would cost a server gauges in every step.
+    assert "--enable-metrics" not in flags
     assert "--enable-priority-scheduling" in flags and "--disable-priority-preemption" in flags
     # SGLang refuses priorities together with its own prefix order.
     lpm = flags_of(policy="lpm")
@@ -76,12 +78,13 @@ def test_memory_and_chunks_follow_the_device() -> None:
 
 def test_wishes_become_flags_and_the_users_own_come_last() -> None:
     flags = flags_of(
-        host_cache_gib=40, mixed_chunk=True, seeded=True, memory_saver=True,
+        host_cache_gib=40, mixed_chunk=True, seeded=True, memory_saver=True, metrics=True,
         adapters=("law=/a",), extra=("--tp-size", "2"),
     )  # fmt: skip
     for flag in (
         "--enable-hierarchical-cache --hicache-size 40", "--enable-mixed-chunk",
         "--enable-deterministic-inference", "--enable-memory-saver", "--lora-paths law=/a",
+        "--enable-metrics",
     ):  # fmt: skip
         assert flag in flags
     assert flags.endswith("--tp-size 2")

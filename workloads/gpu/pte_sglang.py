@@ -86,7 +86,7 @@ class Server:
         command = [
             sys.executable, "-m", "sglang.launch_server", "--model-path", model_path,
             "--load-format", "dummy", "--host", "127.0.0.1", "--port", str(port),
-            "--enable-cache-report", "--enable-metrics", "--skip-server-warmup",
+            "--enable-cache-report", "--skip-server-warmup",
             "--mem-fraction-static", "0.85", "--schedule-policy", "lpm",
             "--cuda-graph-max-bs-decode", "64", *extra,
         ]  # fmt: skip

@@ -154,7 +154,7 @@ class Servers:
         command += [
             "--model-path", str(model), "--load-format", "dummy", "--served-model-name", name,
             "--host", "127.0.0.1", "--port", str(self._ports[name]), "--enable-cache-report",
-            "--enable-metrics", "--skip-server-warmup", *POLICIES[policy],
+            "--skip-server-warmup", "--sleep-on-idle", *POLICIES[policy],
         ]  # fmt: skip
         command += CPU_FLAGS if arguments.cpu else GPU_FLAGS[name]
         command += shlex.split(arguments.server_flags)

@@ -154,6 +154,11 @@ def test_requests_carry_what_the_server_understands() -> None:
     assert asked["extra_key"] == "tenant"
     low = replace(rich, low_first=True)
     assert generate_payload(sampled, "p", "r", low, WireOptions(), stream=False)["priority"] == 7
+    gauged = info(enable_priority_scheduling=True, enable_metrics=True)
+    assert "priority" not in generate_payload(
+        sampled, "p", "r", gauged, WireOptions(), stream=False
+    )
+    assert any("--enable-metrics" in note for note in capabilities_of(gauged, None, 1).notes)
     chosen = replace(ASK, options=("a", "b"))
     regex = generate_payload(chosen, "p", "r", low, WireOptions(), stream=False)
     assert regex["sampling_params"]["regex"] == "(a|b)"
