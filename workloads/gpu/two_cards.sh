@@ -21,6 +21,7 @@ stage() { # card, scale, workloads, stage, seeds...
         python3 -m workloads.gpu.run_sglang "$stage" --device "$card" --out "$out/card$card" --keep \
         --models "/tmp/halo-models-$card" \
         --scale "$scale" --workloads "$workloads" --within "${WITHIN:-0.08}" \
+        --server-flags="${SERVER_FLAGS:-}" \
         --budget-s $((budget_s - SECONDS)) "$@"
 }
 
