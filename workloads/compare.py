@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -217,7 +217,7 @@ async def _run_baseline(
     }
 
 
-def rehearse(api_url: str, folder: Path) -> None:
+def rehearse(api_url: str, folder: Path, systems: Iterable[str]) -> None:
     """Load what the systems import when they first run, by a run of each against a server that
     computes nothing: no makespan is to contain that."""
     tokenizer = str(write_model("tiny", folder))
@@ -225,7 +225,7 @@ def rehearse(api_url: str, folder: Path) -> None:
     with StubServer("8b", tokenizer) as big, StubServer("1b", tokenizer) as small:
         servers = {"8b": big.url, "1b": small.url}
         bench = Bench(servers, {name: name for name in servers}, api_url, folder)
-        for system in ("halo", "async", "langgraph"):
+        for system in systems:
             run_one(bench, system, workload, workload.rows(2, 0), 0)
 
 

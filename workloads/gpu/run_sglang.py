@@ -7,6 +7,10 @@ longest prefix), `timeline` (Halo once, with the times of every call), `ablation
 thing switched off at a time), `distinct` (rows without repetition), `extra:COMMAND` (a command with
 the servers' addresses in its environment: SGLANG_8B_URL, SGLANG_1B_URL).
 
+Without an accelerator, `--cpu` is a dry run on a tiny model, and `--emulated SLOWER` has real
+servers whose model takes SLOWER times as long as a card would (`emulated_card.py`); the processor
+then needs to keep up, which two cores do with 3.
+
 Servers that already answer on their ports are used as they are; others are started. Every run is
 one line of DIR/STAGE.jsonl as soon as it has ended; runs that are there already are not repeated.
 When the budget is spent, what is left is not run, and the last line says so: the same command with
@@ -111,6 +115,9 @@ class Servers:
         for name in PORTS:
             self._wait(name, started_s)
         self._policy = policy
+        if self._arguments.emulated:
+            print(f"emulated card: all times are those of one {self._arguments.emulated:g} times "
+                  "slower", flush=True)  # fmt: skip
         print(f"servers ({policy}) ready after {time.perf_counter() - started_s:.1f} s", flush=True)
         for name, url in self.urls.items():
             warm_up(url, 8 if self._arguments.cpu else 64)
@@ -151,15 +158,20 @@ class Servers:
             shim = HERE.parent.parent / "runtime" / "backends" / "sglang_cpu.py"
             command += ["--cpu-shim", str(shim)]
             environment["OMP_NUM_THREADS"] = "1"
+        if arguments.emulated:
+            lock = Path(arguments.models) / f"card-{arguments.device}"
+            command += ["--emulated-card", f"{name}:{arguments.emulated}:{lock}"]
         command += [
             "--model-path", str(model), "--load-format", "dummy", "--served-model-name", name,
             "--host", "127.0.0.1", "--port", str(self._ports[name]), "--enable-cache-report",
             "--skip-server-warmup", "--sleep-on-idle", *POLICIES[policy],
         ]  # fmt: skip
         command += CPU_FLAGS if arguments.cpu else GPU_FLAGS[name]
-        command += shlex.split(arguments.server_flags)
-        if not arguments.cpu:
+        if not arguments.cpu or arguments.emulated:
             command += ["--max-total-tokens", str(MAX_KV_TOKENS[name])]
+        if arguments.emulated:
+            command += ["--max-running-requests", "2048", "--chunked-prefill-size", "8192"]
+        command += shlex.split(arguments.server_flags)
         log = self._log(name, policy)
         print("$", shlex.join(command), flush=True)
         with log.open("wb") as file:
@@ -444,6 +456,14 @@ def merged_pairs(workloads: list[Workload]) -> list[list[Workload]]:
     return [[by_name[a], by_name[b]] for a, b in pairs if a in by_name and b in by_name]
 
 
+def imported(arguments: argparse.Namespace) -> Iterator[str]:
+    """Systems that import something of their own."""
+    yield from ("halo", "async")
+    asked = "main" in arguments.stages and "langgraph" in arguments.systems.split(",")
+    if asked or "distinct" in arguments.stages:
+        yield "langgraph"
+
+
 def distinct_rows(workload: Workload, seed: int) -> list[dict[str, str]]:
     """As many rows as the workload has, or as there are different ones, without repetition."""
     rows = workload.rows(workload.count * 4, seed)
@@ -492,13 +512,25 @@ def main() -> None:
     parser.add_argument("--device", type=int, default=0, help="the card")
     parser.add_argument("--budget-s", type=float, default=520.0)
     parser.add_argument("--cpu", action="store_true", help="dry run: tiny model, no accelerator")
+    parser.add_argument(
+        "--emulated",
+        type=float,
+        default=0.0,
+        metavar="SLOWER",
+        help="no accelerator: real servers whose model takes SLOWER times as long as one H200 "
+        "would and computes nothing; makespans are emulated",
+    )
     parser.add_argument("--keep", action="store_true", help="leave the servers running")
     arguments = parser.parse_args()
+    arguments.cpu = arguments.cpu or arguments.emulated > 0
+    if os.sep in arguments.python:
+        # Servers run in a folder of their own. Links stay: an environment's Python is one.
+        arguments.python = str(Path(arguments.python).absolute())
     Path(arguments.out).mkdir(parents=True, exist_ok=True)
     deadline_s = time.perf_counter() + arguments.budget_s
     servers = Servers(arguments)
     with MockApi() as api:
-        rehearse(api.url, Path(arguments.models) / "databases")
+        rehearse(api.url, Path(arguments.models) / "databases", imported(arguments))
         try:
             for stage in arguments.stages:
                 log = Log(Path(arguments.out) / f"{stage.partition(':')[0]}.jsonl", deadline_s)

@@ -1,10 +1,12 @@
-"""An SGLang server whose model is scripted: `python serve.py [--cpu-shim FILE] SERVER FLAGS...`
+"""An SGLang server whose model is scripted: `python serve.py [--cpu-shim FILE] [--emulated-card
+MODEL:SLOWER:LOCK] SERVER FLAGS...`
 
 Scheduler, cache, kernels and HTTP are SGLang's own and do all the work. What changes is the text of
 an answer: with random weights it would be noise that differs from run to run, and with it every
 prompt built from it. Here the text is a function of the prompt and has as many bytes as tokens were
 decoded. All systems that are compared so get the same answers, hence send the same prompts.
-Answers always have their full length (`ignore_eos`).
+Answers always have their full length (`ignore_eos`). With an emulated card the model computes
+nothing and takes a card's time (`emulated_card.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from typing import Any, cast
 SHIM = "HALO_SGLANG_CPU_SHIM"
 """Environment variable with the launcher for machines without an accelerator. Spawned processes
 need it too."""
+CARD = "HALO_SGLANG_EMULATED_CARD"
+"""Likewise, for what `--emulated-card` was given."""
 
 
 @functools.lru_cache(maxsize=65_536)
@@ -61,12 +65,16 @@ def load(name: str, path: Path) -> Any:
     return module
 
 
-if __name__ == "__main__" and "--cpu-shim" in sys.argv:
-    at = sys.argv.index("--cpu-shim")
-    os.environ[SHIM] = sys.argv[at + 1]
-    del sys.argv[at : at + 2]
+for flag, variable in (("--cpu-shim", SHIM), ("--emulated-card", CARD)):
+    if __name__ == "__main__" and flag in sys.argv:
+        at = sys.argv.index(flag)
+        os.environ[variable] = sys.argv[at + 1]
+        del sys.argv[at : at + 2]
 if __name__ in ("__main__", "__mp_main__") and os.environ.get(SHIM):
     load("halo_sglang_cpu", Path(os.environ[SHIM])).prepare()
+if __name__ == "__mp_main__" and os.environ.get(CARD):
+    emulated: Any = load("halo_emulated_card", Path(__file__).parent / "emulated_card.py")
+    emulated.replace_model(emulated.from_words(os.environ[CARD]))
 if __name__ == "__main__":
     load("workload_text", Path(__file__).parent.parent / "text.py")
     tokenizer_manager: Any = importlib.import_module("sglang.srt.managers.tokenizer_manager")

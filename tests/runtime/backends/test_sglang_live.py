@@ -4,8 +4,11 @@ batch."""
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +159,27 @@ def test_a_server_killed_in_the_middle_of_a_batch_is_restarted_and_no_row_is_los
     assert killed and engine.starts == 2
     assert len(result.values()) == 150 and not result.errors
     assert sum(m.retries for m in result.metrics.values()) > 0
+
+
+def test_the_comparison_runs_on_servers_whose_model_only_takes_time(
+    sglang_server: EngineProcess, tmp_path: Path
+) -> None:
+    """The fixture tells that there is an SGLang; the comparison starts servers of its own."""
+    command = [
+        *(sys.executable, "-m", "workloads.gpu.run_sglang", "main", "--emulated", "0.1"),
+        *("--python", os.environ["HALO_SGLANG_PYTHON"], "--models", str(tmp_path / "models")),
+        *("--out", str(tmp_path), "--systems", "halo,operators", "--workloads", "w5"),
+        *("--seeds", "1", "--scale", "0.02", "--device", "7"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "emulated card" in done.stdout
+    lines = (tmp_path / "main.jsonl").read_text(encoding="utf-8").splitlines()
+    runs = [run for run in map(json.loads, lines) if "makespan_s" in run]
+    by_system = {run["system"]: run for run in runs}
+    assert set(by_system) == {"halo", "operators", "rows"}
+    ours, theirs = by_system["halo"], by_system["operators"]
+    assert ours["answers"] == theirs["answers"] and not ours["failed"] + theirs["failed"]
+    # Prompts went through the server's own scheduler and cache, by their own processor time.
+    assert ours["prefill_steps"]["8b"]["new_tokens"] > 0 and ours["cached_tokens"] > 0
+    assert set(ours["server_cpu_s"]["1b"]) >= {"front", "scheduler"}
