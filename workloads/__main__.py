@@ -22,7 +22,9 @@ def main() -> None:
     parser.add_argument(
         "workload",
         nargs="+",
-        help="demo, overhead, merge, planner, pte; or pte-evaluate FILE, simulate OPTIONS",
+        help="demo, or of the benchmarks: simulator, schedule-shapes, schedule-planning, "
+        "schedule-anytime, schedule-gap, client, tools, overhead, merge, pte, planner; or one of "
+        "these with options of its own: pte-evaluate FILE, simulate",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="demo: run directory")
     parser.add_argument("--model", help="demo: model name")
