@@ -175,7 +175,10 @@ def test_a_run_from_before_a_field_was_added_goes_on(
     assert not any(isinstance(op, Sql) and op.derived for op in resumed.plan.logical.walk())
     assert resumed.values() == whole.values() and not resumed.stopped
     calls = resumed.summary()["calls"]
-    assert calls["made"] + calls["replayed"] < calls["requested"] + 1 and calls["replayed"] >= 5
+    assert calls["made"] + calls["replayed"] == calls["requested"]
+    # The five rows that the budget allowed have ended; how many queries of the others had begun
+    # by then depends on the threads.
+    assert sum(calls["engine_requests"].values()) == len(NAMES) - 5
 
 
 def test_a_plan_from_before_fields_were_added_fits_its_journal(tmp_path: Path) -> None:
