@@ -70,11 +70,6 @@ class Bench:
     logs: ServerLogs = field(default_factory=lambda: ServerLogs({}))
     card: int | None = None
 
-    @property
-    def processors(self) -> ServerCpu:
-        """Of the servers."""
-        return ServerCpu({m: urlsplit(url).port or 0 for m, url in self.servers.items()})
-
     def endpoints(self, workload: Workload) -> Endpoints:
         database = write_tables(workload.database, self.folder) if workload.database else None
         return Endpoints(self.servers, self.names, self.api_url, database)
@@ -90,7 +85,7 @@ def run_one(
     used = {model: bench.servers[model] for model in workload.models}
     flush(used.values())
     bench.logs.mark()
-    processors = bench.processors
+    processors = ServerCpu({m: urlsplit(url).port or 0 for m, url in bench.servers.items()})
     processors.mark()
     # What earlier runs left is no run's garbage.
     gc.collect()

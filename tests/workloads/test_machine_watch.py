@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from workloads.gpu import server_cpu
 from workloads.gpu.card_watch import CardWatch
 from workloads.gpu.server_cpu import ServerCpu
 
@@ -59,6 +60,15 @@ def test_without_the_drivers_tool_nothing_is_told(
     with CardWatch(0) as watch:
         pass
     assert watch.idle_share is None
+
+
+def test_where_there_is_no_proc_nothing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_cpu, "_PROC", tmp_path)
+    processors = ServerCpu({"8b": 54_321})
+    processors.mark()
+    assert processors.seconds() == {}
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")

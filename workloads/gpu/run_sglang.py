@@ -523,8 +523,9 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="leave the servers running")
     arguments = parser.parse_args()
     arguments.cpu = arguments.cpu or arguments.emulated > 0
+    # Servers run in a folder of their own. Links stay: an environment's Python is one.
+    arguments.models = str(Path(arguments.models).absolute())
     if os.sep in arguments.python:
-        # Servers run in a folder of their own. Links stay: an environment's Python is one.
         arguments.python = str(Path(arguments.python).absolute())
     Path(arguments.out).mkdir(parents=True, exist_ok=True)
     deadline_s = time.perf_counter() + arguments.budget_s
