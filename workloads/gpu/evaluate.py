@@ -60,7 +60,7 @@ def ratio_rows(main: Records, lpm: Records) -> list[list[str]]:
         cells.append(f"~{per_row_s * count / halo_s:.1f}" if per_row_s and halo_s else "no record")
         if found:
             best.append(min(found))
-            cells.append(f"**{min(found):.2f}**")
+            cells.append(f"**{ratio(min(found))}**")
         else:
             cells.append("no record")
         rows.append(cells)
@@ -119,42 +119,66 @@ def idle_share(run: dict[str, Any]) -> float:
     return float(told)
 
 
-def floor_rows(main: Records, lpm: Records, memory_bytes_per_s: float) -> list[list[str]]:
-    """Halo's makespan over the floor of `workloads.gpu.floor`, without and with the time that
-    reading the KV cache takes while decoding; and the best baseline's over the latter: what nobody
-    can exceed in the first table."""
-    rates = {n["model"]: n for n in main.notes if n["note"] == "peak"}
+def floor_rows(main: Records, lpm: Records) -> list[list[str]]:
+    """Halo's makespan over the floor of `workloads.gpu.floor`, seed by seed, and the best
+    baseline's: what Halo would have in the first table if it were at the floor."""
+    rates = best_rates(main.notes)
     rows: list[list[str]] = []
+    bounds: list[float] = []
     for workload in WORKLOADS:
-        runs = main.of(workload.name, "halo")
+        runs = {run["seed"]: run for run in main.of(workload.name, "halo")}
         if not runs or not rates:
             continue
-        run = runs[0]
-        same = with_count(workload, run["rows"] / workload.count)
-        work: dict[str, Work] = work_of(same, same.rows(same.count, run["seed"]))
-        floor_s = sum(w.seconds(rates[model]) for model, w in work.items())
-        reading_s = sum(w.reading_s(model, memory_bytes_per_s) for model, w in work.items())
+        work: dict[str, Work] = {}
+        floor_s: dict[int, float] = {}
+        for seed, run in sorted(runs.items(), reverse=True):
+            same = with_count(workload, run["rows"] / workload.count)
+            work = work_of(same, same.rows(same.count, seed))
+            floor_s[seed] = sum(w.seconds(rates[model]) for model, w in work.items())
+        best = best_over(main, lpm, workload.name, floor_s)
+        bounds += [best] if best is not None else []
         rows.append(
             [
                 workload.name,
                 f"{sum(w.prefill_tokens for w in work.values()) / 1000:.1f} k",
                 f"{sum(w.decode_tokens for w in work.values()) / 1000:.1f} k",
-                f"{floor_s:.2f}",
-                f"{run['makespan_s']:.2f}",
-                f"**{run['makespan_s'] / floor_s:.2f}**",
-                f"{reading_s:.2f}",
-                f"{run['makespan_s'] / (floor_s + reading_s):.2f}",
-                f"{best_baseline_s(main, lpm, workload.name) / (floor_s + reading_s):.2f}",
+                f"{statistics.fmean(floor_s.values()):.2f}",
+                f"{statistics.fmean(run['makespan_s'] for run in runs.values()):.2f}",
+                spread([runs[seed]["makespan_s"] / floor_s[seed] for seed in sorted(runs)]),
+                "no record" if best is None else f"{best:.2f}",
             ]
+        )
+    if bounds:
+        rows.append(
+            ["geometric mean", "", "", "", "", "", f"{statistics.geometric_mean(bounds):.2f}"]
         )
     return rows
 
 
-def best_baseline_s(main: Records, lpm: Records, workload: str) -> float:
-    """The least mean makespan of the baselines a to d; not a number without any."""
-    means = [main.mean(workload, system) for system in ("async", "langgraph", "operators")]
-    known = [mean for mean in (*means, lpm.mean(workload, "lpm")) if mean is not None]
-    return min(known, default=float("nan"))
+def best_rates(notes: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Of each model, the best rates that any of the servers had."""
+    rates: dict[str, dict[str, float]] = {}
+    for note in notes:
+        if note["note"] == "peak":
+            known = rates.setdefault(note["model"], {})
+            for name, rate in note.items():
+                if name.endswith("_per_s"):
+                    known[name] = max(rate, known.get(name, 0.0))
+    return rates
+
+
+def best_over(
+    main: Records, lpm: Records, workload: str, floor_s: dict[int, float]
+) -> float | None:
+    """The least of the baselines' makespans over the floor, of a to d; each one's is the mean over
+    its seeds."""
+    runs = [r for r in (*main.runs, *lpm.runs) if r["workload"] == workload]
+    by_system: dict[str, list[float]] = {}
+    for run in runs:
+        if run["system"] in ("async", "langgraph", "operators", "lpm") and run["seed"] in floor_s:
+            share = run["makespan_s"] / floor_s[run["seed"]]
+            by_system.setdefault(run["system"], []).append(share)
+    return min(map(statistics.fmean, by_system.values()), default=None)
 
 
 def ablation_rows(records: Records) -> list[list[str]]:
@@ -181,6 +205,14 @@ def percentile(ordered: list[float], q: int) -> float:
     return ordered[min(len(ordered) - 1, len(ordered) * q // 100)] if ordered else float("nan")
 
 
+def short_note(note: dict[str, Any]) -> str:
+    """A note without what differs between the calls of one comparison."""
+    if note["note"] != "machine":
+        return json.dumps(note)
+    flags = [a for a in note["arguments"] if a.startswith("--server-flags")]
+    return json.dumps({**note, "arguments": flags})
+
+
 def seconds(value: float | None) -> str:
     return "no record" if value is None else f"{value:.2f}"
 
@@ -189,8 +221,13 @@ def spread(values: list[float]) -> str:
     """The mean, and the range where there are several."""
     if not values:
         return "no record"
-    mean = f"{statistics.fmean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.2f} to {max(values):.2f})"
+    mean = ratio(statistics.fmean(values))
+    return mean if len(values) == 1 else f"{mean} ({ratio(min(values))} to {ratio(max(values))})"
+
+
+def ratio(value: float) -> str:
+    """Two digits, three next to 1: what is under it shall be seen."""
+    return f"{value:.3f}" if abs(value - 1) < 0.01 else f"{value:.2f}"
 
 
 def table(head: list[str], rows: Iterable[list[str]]) -> str:
@@ -202,20 +239,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--no-floor", action="store_true", help="leave the floor out (it is slow)")
-    parser.add_argument(
-        "--memory-bytes-per-s",
-        type=float,
-        default=3.35e12,
-        help="peak bandwidth of the card's memory; default: an H100 SXM's",
-    )
     arguments = parser.parse_args()
     stages = {
         name: Records(arguments.folder / f"{name}.jsonl")
         for name in ("main", "lpm", "ablation", "distinct")
     }
     for name, records in stages.items():
-        for note in records.notes:
-            print(f"<!-- {name}: {json.dumps(note)} -->")
+        for note in dict.fromkeys(map(short_note, records.notes)):
+            print(f"<!-- {name}: {note} -->")
         for error in records.errors:
             print(f"**failed run**: {error}")
     unequal = unequal_answers(*stages.values())
@@ -229,10 +260,9 @@ def main() -> None:
                  "idle", "planning, s"], detail_rows(stages["main"])))  # fmt: skip
     if not arguments.no_floor:
         print("\n## The floor\n")
-        rate: float = arguments.memory_bytes_per_s
-        print(table(["workload", "unique prefill", "decode", "floor, s", "Halo, s", "ratio",
-                     "KV reads, s", "ratio with them", "best of a to d over it"],
-                    floor_rows(stages["main"], stages["lpm"], rate)))  # fmt: skip
+        print(table(["workload", "unique prefill", "decode", "floor, s", "Halo, s",
+                     "Halo over it", "best of a to d over it"],
+                    floor_rows(stages["main"], stages["lpm"])))  # fmt: skip
     if stages["ablation"].runs:
         print("\n## Ablation: makespan without, over Halo's with everything\n")
         rows = ablation_rows(stages["ablation"])

@@ -1,8 +1,9 @@
 """The least that a workload's rows cost an engine: every distinct prompt token prefilled once,
 every answer of a distinct call decoded once, at the engine's best rates.
 
-No schedule can beat it, and none reaches it: prompts become known only when their inputs are, and
-batches are not always full.
+Hardly a schedule can beat it: prompts become known only when their inputs are, and batches are not
+always full. Only where prefill and decoding share steps (mixed chunks), and with them the reading
+of the weights, both together can cost a little less than one after the other.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from workloads.baselines import all_rows_at_once
 from workloads.direct import DirectClient, Endpoints
-from workloads.gpu.models import COMMON, SHAPES, write_model
+from workloads.gpu.models import write_model
 from workloads.graph import Workload
 from workloads.mock_api import MockApi
 from workloads.stub_server import StubServer
@@ -24,14 +25,11 @@ from workloads.tables import write_tables
 
 @dataclass(frozen=True)
 class Work:
-    """Of one model: prompt tokens with shared prefixes counted once, answer tokens of distinct
-    calls, the tokens that these attend to while they are decoded, in sum, and the number of those
+    """Of one model: prompt tokens with shared prefixes counted once, and answer tokens of distinct
     calls."""
 
     prefill_tokens: int
     decode_tokens: int
-    context_tokens: int
-    calls: int
 
     def seconds(self, rates: Mapping[str, float]) -> float:
         """At `prefill_tokens_per_s` and `decode_tokens_per_s`."""
@@ -39,20 +37,6 @@ class Work:
             self.prefill_tokens / rates["prefill_tokens_per_s"]
             + self.decode_tokens / rates["decode_tokens_per_s"]
         )
-
-    def reading_s(self, model: str, memory_bytes_per_s: float) -> float:
-        """What reading the KV cache takes while decoding, at the memory's peak rate. An engine
-        reads it for each sequence, also where sequences share a prefix. The peak rate of decoding
-        is measured on short prompts, and has next to nothing of this."""
-        return self.context_tokens * kv_bytes_per_token(model) / memory_bytes_per_s
-
-
-def kv_bytes_per_token(model: str) -> int:
-    """Of a shape of `workloads.gpu.models`, in two bytes a value."""
-    shape = {**COMMON, **SHAPES[model]}
-    return int(
-        2 * 2 * shape["num_hidden_layers"] * shape["num_key_value_heads"] * shape["head_dim"]
-    )
 
 
 def work_of(workload: Workload, rows: list[dict[str, str]]) -> dict[str, Work]:
@@ -78,8 +62,6 @@ def work_of(workload: Workload, rows: list[dict[str, str]]) -> dict[str, Work]:
         model: Work(
             distinct_prefix_bytes(prompt for prompt, _ in stub.prompts),
             sum(n_tokens for _, n_tokens in stub.prompts),
-            sum(len(p.encode()) * n + n * (n + 1) // 2 for p, n in stub.prompts),
-            len(stub.prompts),
         )
         for model, stub in stubs.items()
     }

@@ -230,8 +230,10 @@ def warm_up(url: str, count: int) -> None:
 
 def peak_rates(url: str, *, small: bool = False) -> dict[str, float]:
     """The best that this server does: tokens per second of prefill alone, on long prompts that
-    share nothing, and of decoding in a full batch."""
-    n, n_chars, batch, n_tokens = (4, 256, 8, 8) if small else (16, 4096, 256, 64)
+    share nothing, and of decoding, in the batch that suits it best."""
+    n, n_chars, batches, n_tokens = (
+        (4, 256, [8], 8) if small else (16, 4096, [256, 512, 1024], 64)
+    )
 
     def ask(count: int, size: int, tokens: int) -> float:
         flush([url])
@@ -247,13 +249,19 @@ def peak_rates(url: str, *, small: bool = False) -> dict[str, float]:
             answer.read()
         return time.perf_counter() - started_s
 
+    def decode_rate(batch: int) -> float:
+        begin_s = min(ask(batch, 64, 1) for _ in range(2))
+        decode_s = min(ask(batch, 64, n_tokens + 1) for _ in range(2)) - begin_s
+        return batch * n_tokens / max(decode_s, 1e-6)
+
     ask(n, n_chars, 1)
     prefill_s = min(ask(n, n_chars, 1) for _ in range(2))
-    begin_s = min(ask(batch, 64, 1) for _ in range(2))
-    decode_s = min(ask(batch, 64, n_tokens + 1) for _ in range(2)) - begin_s
+    rates = {batch: decode_rate(batch) for batch in batches}
+    best = max(rates, key=rates.__getitem__)
     return {
         "prefill_tokens_per_s": round(n * n_chars / prefill_s),
-        "decode_tokens_per_s": round(batch * n_tokens / max(decode_s, 1e-6)),
+        "decode_tokens_per_s": round(rates[best]),
+        "decode_batch": best,
     }
 
 
