@@ -23,6 +23,7 @@ class Wish:
         policy: "plan" keeps the order that Halo sends (priorities), "lpm" is SGLang's own order by
             longest cached prefix.
         share: of the device's memory that this server may use.
+        mixed_chunk: whether answers are decoded in the steps in which prompts are read.
         host_cache_gib: host memory for prefixes that fall out of the device's cache; 0 for none.
         metrics: whether the server offers Prometheus metrics. It then keeps gauges for every
             priority it has seen, so that Halo sends none.
@@ -39,7 +40,7 @@ class Wish:
     policy: str = "plan"
     share: float = 1.0
     chunk_tokens: int | None = None
-    mixed_chunk: bool = False
+    mixed_chunk: bool | None = None
     host_cache_gib: float = 0.0
     memory_saver: bool = False
     metrics: bool = False
@@ -79,8 +80,10 @@ def choose_flags(wish: Wish) -> Flags:
         _memory(flags, wish)
     if wish.metrics:
         flags.add("for monitoring; Halo then sends no priorities", "--enable-metrics")
-    if wish.mixed_chunk:
-        flags.add("running answers go on while a long prompt is read", "--enable-mixed-chunk")
+    # Not measured on processors, and not together with batch-invariant kernels.
+    mixed = not (wish.cpu or wish.seeded) if wish.mixed_chunk is None else wish.mixed_chunk
+    if mixed:
+        flags.add("running answers go on while prompts are read", "--enable-mixed-chunk")
     if wish.host_cache_gib:
         flags.add(
             "prefixes that leave the device stay in host memory", "--enable-hierarchical-cache",
@@ -136,32 +139,45 @@ def _memory(flags: Flags, wish: Wish) -> None:
             flags.add("as asked", "--chunked-prefill-size", wish.chunk_tokens)
         return
     chunk = wish.chunk_tokens or _chunk_tokens(hardware)
-    static = _static_share(hardware, chunk, model) * wish.share
+    batch = _graph_requests(hardware)
+    static = _static_share(hardware, chunk, batch, model) * wish.share
     flags.add(
         f"room for activations of a chunk and for CUDA graphs on {hardware.title}",
         "--mem-fraction-static", round(static, 3),
     )  # fmt: skip
     flags.add(
         "one step computes this many prompt tokens: large enough to fill the device, small enough "
-        "that a prefix is soon in the cache",
+        "that answers which are decoded in it do not wait long",
         "--chunked-prefill-size", chunk,
     )  # fmt: skip
+    if batch:
+        flags.add(
+            "a batch runs as many requests at once, and steps with captured graphs are faster",
+            "--cuda-graph-max-bs-decode", batch,
+        )  # fmt: skip
     if model is not None:
         _check_fit(hardware, model, static)
 
 
 def _chunk_tokens(hardware: HardwareProfile) -> int:
-    """Where devices of this size stop gaining from larger steps; also SGLang's own steps."""
-    gib = hardware.memory_bytes / GIB
-    return 8192 if gib >= 60 else 4096 if gib >= 35 else 2048
+    """Where devices of this size stop gaining from larger steps: measured for 80 and 141 GB with
+    mixed chunks (docs/benchmarks/sglang), SGLang's own choice for smaller ones."""
+    return 4096 if hardware.memory_bytes / GIB >= 35 else 2048
 
 
-def _static_share(hardware: HardwareProfile, chunk: int, model: ModelProfile | None) -> float:
+def _graph_requests(hardware: HardwareProfile) -> int | None:
+    """The largest batch with captured decode graphs; None for SGLang's own choice."""
+    return 1024 if hardware.memory_bytes / GIB >= 60 else None
+
+
+def _static_share(
+    hardware: HardwareProfile, chunk: int, batch: int | None, model: ModelProfile | None
+) -> float:
     """Memory for weights and KV, as a share: the rest is for what comes and goes."""
-    width = model.d_model if model is not None else 8192
-    # Hidden states, MLP intermediates and logits of one chunk, and about 3 GiB of graphs and
-    # library workspaces.
-    passing = chunk * width * 2 * 12 + 3 * GIB
+    width, words = (model.d_model, model.vocab_size) if model is not None else (8192, 152_000)
+    # Hidden states and MLP intermediates of one chunk, logits of a large batch in four bytes, and
+    # about 3 GiB of graphs and library workspaces.
+    passing = chunk * width * 2 * 12 + (batch or 0) * words * 4 * 2 + 3 * GIB
     return max(0.5, min(0.88, 1 - passing / hardware.memory_bytes - 0.04))
 
 

@@ -48,7 +48,6 @@ class Dispatcher:
         max_attempts: attempts of a call whose errors are retryable.
         seed: of the run; sampled calls derive theirs from it and their identity.
         prime: whether shared prefixes are primed on engines that need it.
-        pipelined: whether rows go from model to model (`Capabilities.pipelined_in_flight`).
         share: whether equal calls are made once.
         meter: of the run's budget; `on_budget` is told once it is reached, and has to stop the run.
     """
@@ -64,7 +63,6 @@ class Dispatcher:
         max_attempts: int = 4,
         seed: int = 0,
         prime: bool = True,
-        pipelined: bool = False,
         share: bool = True,
         meter: BudgetMeter | None = None,
         on_budget: Callable[[str], None] = lambda reason: None,
@@ -72,9 +70,11 @@ class Dispatcher:
         self._meter = meter
         self._on_budget = on_budget
         self._lanes = {
-            worker: Lane(engine, prime=prime, pipelined=pipelined)
-            for worker, engine in engines.items()
+            worker: Lane(engine, clock, prime=prime) for worker, engine in engines.items()
         }
+        gather = [lane.gathering for lane in self._lanes.values() if lane.gathering is not None]
+        for one in gather:
+            one.beside([other for other in gather if other is not one])
         self._table = table
         self._store = store
         self._clock = clock
@@ -210,7 +210,10 @@ class Dispatcher:
             pause.cancel()
 
     async def close(self) -> None:
-        """Give up the prompts that are open still."""
+        """Give up the prompts that are open still, and what gathers."""
+        for lane in self._lanes.values():
+            if lane.gathering is not None:
+                await lane.gathering.close()
         calls = tuple(self._open)
         for call in calls:
             call.abandon()
@@ -273,6 +276,8 @@ class Dispatcher:
                 attempt += 1
             else:
                 lane.prefilled(ticket)
+                if lane.gathering is not None:
+                    lane.gathering.took(self._clock.now_s() - start_s)
                 return _Answer(completion, attempt, max(start_s, completion.start_s))
 
     async def _pause(self, delay_s: float, error: BackendError) -> None:

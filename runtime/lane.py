@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from costmodel.usage import Usage
 from runtime.backends.base import Backend, Request
+from runtime.clock import Clock
+from runtime.gathering import Gathering
 from runtime.priming import (
     REMEMBERED_TOKENS,
     Prefill,
@@ -51,10 +53,14 @@ class Lane:
         in_flight: calls that the engine works on.
     """
 
-    def __init__(self, engine: Backend, *, prime: bool, pipelined: bool = False) -> None:
+    def __init__(self, engine: Backend, clock: Clock, *, prime: bool) -> None:
         capabilities = engine.capabilities
-        self._most = capabilities.pipelined_in_flight if pipelined else None
         self.engine = engine
+        self.gathering = (
+            Gathering(clock, lambda: self.in_flight, lambda: self._limit, self._admit)
+            if capabilities.gathers
+            else None
+        )
         self.waiting = 0
         self.in_flight = 0
         self._taken = 0
@@ -91,8 +97,7 @@ class Lane:
 
     @property
     def _limit(self) -> int:
-        limit = self.engine.in_flight_limit
-        return max(1, limit if self._most is None else min(limit, self._most))
+        return max(1, self.engine.in_flight_limit)
 
     @property
     def priming_stats(self) -> PrimingStats:
@@ -142,6 +147,8 @@ class Lane:
     def leave(self, ticket: Ticket) -> None:
         """The engine's work on a call is over, with or without an answer."""
         self.in_flight -= 1
+        if self.gathering is not None:
+            self.gathering.ended()
         self.failed(ticket)
 
     def release(self, slots: int = 1) -> None:
@@ -172,6 +179,9 @@ class Lane:
         return self._priming.predict(ticket.prefill, usage.input_tokens)
 
     def _admit(self) -> None:
+        gathering = self.gathering
+        if gathering is not None and self._queue and gathering.holds():
+            return
         limit = self._limit
         ahead = max(LOOK_AHEAD * limit, limit + LEAST_AHEAD)
         while self._queue and self._taken < limit and self._taken + self._n_held < ahead:
@@ -185,6 +195,8 @@ class Lane:
             self.again(ticket)
             if ticket.ready is not None and not ticket.ready.done():
                 ticket.ready.set_result(None)
+        if gathering is not None and not self._queue and not self._n_held:
+            gathering.nothing_waits()
 
     def _hold_back(self, ticket: Ticket) -> bool:
         owner = self._priming.blocker(ticket.chain) if self._priming is not None else None

@@ -244,7 +244,6 @@ class RunHandle:
             tenant=inputs.tenant,
             seed=inputs.seed,
             prime=inputs.prime,
-            pipelined=len({worker.model for worker in plan.workers}) > 1,
             share=inputs.share,
             meter=BudgetMeter(inputs.budget, clock_started_s) if inputs.budget.is_limited else None,
             on_budget=self._reach_budget,

@@ -55,7 +55,6 @@ class SimulatedEngine(Backend):
         machine = server.machine
         self._capabilities = Capabilities(
             max_in_flight or min(MOST_IN_FLIGHT, machine.max_running_requests),
-            pipelined_in_flight=None if max_in_flight else machine.graph_requests,
             context_tokens=machine.pool_tokens,
             prefix_cache=True,
             prime_prefix=True,

@@ -404,8 +404,12 @@ def engine_start(
     share: Annotated[float, typer.Option(help="part of the device's memory")] = 1.0,
     chunk_tokens: Annotated[int | None, typer.Option(help="prompt tokens of a step")] = None,
     mixed_chunk: Annotated[
-        bool, typer.Option("--mixed-chunk", help="decode while long prompts are read")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--mixed-chunk/--no-mixed-chunk",
+            help="decode in the steps in which prompts are read; on with an accelerator",
+        ),
+    ] = None,
     host_cache: Annotated[float, typer.Option(help="GiB of host memory for prefixes")] = 0.0,
     memory_saver: Annotated[
         bool, typer.Option("--memory-saver", help="memory can be released between runs")

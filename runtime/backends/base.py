@@ -113,8 +113,6 @@ class Capabilities:
 
     Attributes:
         max_in_flight: requests that are worth having in the engine at once.
-        pipelined_in_flight: the same where rows go from model to model: with more at once they move
-            in step, and one engine waits while another one works. None: `max_in_flight`.
         context_tokens: the model's context, prompt and answer together; None when unknown.
         prefix_cache: whether the engine reuses the KV cache of equal prompt prefixes.
         prime_prefix: whether a prefix must be finished by one request before others reuse it, so
@@ -132,10 +130,11 @@ class Capabilities:
         techniques: names of the attention techniques that may be asked for
             (`costmodel.techniques.named`).
         open_prompts: whether `Backend.open_prompt` takes prompts that grow.
+        gathers: whether calls that come together are decoded together, so that it pays for those of
+            a small model to wait for each other (`runtime.gathering`).
     """
 
     max_in_flight: int
-    pipelined_in_flight: int | None = None
     context_tokens: int | None = None
     prefix_cache: bool = False
     prime_prefix: bool = False
@@ -151,6 +150,7 @@ class Capabilities:
     seeded: bool = True
     warms: bool = False
     open_prompts: bool = False
+    gathers: bool = False
     notes: tuple[str, ...] = field(default=())
     techniques: tuple[str, ...] = ()
 

@@ -67,7 +67,6 @@ def capabilities_of(
         notes.append("seeds are not honoured (start with --enable-deterministic-inference)")
     return Capabilities(
         max_in_flight=max_in_flight or info.max_running,
-        pipelined_in_flight=None if max_in_flight else info.graph_batch,
         context_tokens=info.context_tokens,
         prefix_cache=info.prefix_cache,
         prime_prefix=info.prefix_cache,
@@ -82,6 +81,7 @@ def capabilities_of(
         bytes_per_token=BYTES_PER_TOKEN if template is None else template.bytes_per_token,
         seeded=info.seeded,
         warms=info.prefix_cache,
+        gathers=True,
         notes=tuple(notes),
     )
 

@@ -28,8 +28,6 @@ class ServerInfo:
     Attributes:
         models: names under which requests may ask for the model, the first one preferred.
         context_tokens: prompt and answer together; None when the server does not say.
-        graph_batch: the largest batch whose decode steps are captured CUDA graphs; None when the
-            server does not say, or captures none. Larger batches are launched kernel by kernel.
         cache_tokens: size of the KV pool, which is also the radix cache.
         chunk_tokens: prompt tokens that one prefill step takes.
         priorities: whether requests are queued by priority and may have as many different ones as
@@ -51,7 +49,6 @@ class ServerInfo:
     version: str
     context_tokens: int | None
     max_running: int
-    graph_batch: int | None
     cache_tokens: int | None
     page_tokens: int
     chunk_tokens: int
@@ -117,7 +114,6 @@ def read_info(
         version=str(described.get("version") or "unknown"),
         context_tokens=int(context) if context else None,
         max_running=min(MOST_RUNNING, int(running)) if running else MOST_RUNNING,
-        graph_batch=_graph_batch(described),
         cache_tokens=_whole(described.get("max_total_num_tokens")),
         page_tokens=int(described.get("page_size") or 1),
         chunk_tokens=max(512, int(described.get("chunked_prefill_size") or 8192)),
@@ -135,30 +131,6 @@ def read_info(
         adapters=adapters,
         memory_saver=bool(described.get("enable_memory_saver")),
     )
-
-
-def _graph_batch(described: Mapping[str, Any]) -> int | None:
-    """From the settings of one phase as newer servers describe it, or from the older flags."""
-    config: Any = described.get("cuda_graph_config")
-    decode: Any = cast("dict[str, Any]", config).get("decode") if isinstance(config, dict) else None
-    told: dict[str, Any] = cast("dict[str, Any]", decode) if isinstance(decode, dict) else {}
-    off = (told.get("backend"), described.get("cuda_graph_backend_decode"))
-    on_cpu = described.get("device") == "cpu"
-    if on_cpu or "disabled" in off or described.get("disable_cuda_graph"):
-        return None
-    largest = [
-        told.get("max_bs"),
-        described.get("cuda_graph_max_bs_decode"),
-        described.get("cuda_graph_max_bs"),
-    ]
-    for sizes in (
-        told.get("bs"),
-        described.get("cuda_graph_bs_decode"),
-        described.get("cuda_graph_bs"),
-    ):
-        if isinstance(sizes, list) and sizes:
-            largest.append(max(cast("list[int]", sizes)))
-    return next((int(size) for size in largest if size), None)
 
 
 def request_fields(url: str, api_key: str = "") -> frozenset[str] | None:

@@ -22,9 +22,13 @@ OLDER: dict[str, tuple[str, ...]] = {
     "--constrained-json-disable-any-whitespace": (),
     "--cuda-graph-backend-decode": ("--disable-cuda-graph",),
     "--cuda-graph-backend-prefill": (),
+    "--cuda-graph-max-bs-decode": (),
     "--enable-deterministic-inference": (),
 }
 """Flags that not every 0.5 release has, and how the others say it; nothing where they cannot."""
+
+RENAMED = {"--cuda-graph-max-bs-decode": "--cuda-graph-max-bs"}
+"""Flags that had another name and take the same value."""
 
 
 def fit_flags(flags: Sequence[str], known: Collection[str]) -> tuple[list[str], list[str]]:
@@ -34,13 +38,20 @@ def fit_flags(flags: Sequence[str], known: Collection[str]) -> tuple[list[str], 
         >>> flags = ["--cuda-graph-backend-decode", "disabled", "--port", "1"]
         >>> fit_flags(flags, {"--port", "--disable-cuda-graph"})[0]
         ['--disable-cuda-graph', '--port', '1']
+        >>> fit_flags(["--cuda-graph-max-bs-decode", "512"], {"--cuda-graph-max-bs"})[0]
+        ['--cuda-graph-max-bs', '512']
     """
     fitted: list[str] = []
     said: list[str] = []
     dropping = False
-    for word in flags:
+    for given in flags:
+        word = given
         if word.startswith("--"):
-            name = word.partition("=")[0]
+            name, separator, value = word.partition("=")
+            if name not in known and RENAMED.get(name) in known:
+                said.append(f"no {name}: {RENAMED[name]} instead")
+                name = RENAMED[name]
+                word = f"{name}{separator}{value}"
             dropping = name in OLDER and name not in known
             if dropping:
                 older = OLDER[name] if OLDER[name][:1] and OLDER[name][0] in known else ()

@@ -214,13 +214,10 @@ def _health_of(backend: Backend) -> Callable[[], Awaitable[bool]]:
 def together(each: Sequence[Capabilities]) -> Capabilities:
     """What the replicas offer between them: slots add up, everything else as the weakest has it."""
     contexts = [c.context_tokens for c in each if c.context_tokens is not None]
-    in_turns = any(c.pipelined_in_flight is not None for c in each)
-    pipelined = sum(c.pipelined_in_flight or c.max_in_flight for c in each) if in_turns else None
     caches = [c.cache_tokens for c in each if c.cache_tokens is not None]
     return replace(
         each[0],
         max_in_flight=sum(c.max_in_flight for c in each),
-        pipelined_in_flight=pipelined,
         context_tokens=min(contexts, default=None),
         cache_tokens=sum(caches) if caches else None,
         prefix_cache=all(c.prefix_cache for c in each),
@@ -229,5 +226,6 @@ def together(each: Sequence[Capabilities]) -> Capabilities:
         choice=all(c.choice for c in each),
         tool_calls=all(c.tool_calls for c in each),
         seeded=all(c.seeded for c in each),
+        gathers=all(c.gathers for c in each),
         open_prompts=False,  # which replica a prompt goes to is decided when it is whole
     )

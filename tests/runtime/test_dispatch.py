@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 
 from costmodel.usage import OpMetrics, Usage
 from planner.errors import InvariantError
-from planner.logical import Column, Effect, Generate, Json, LogicalPlan, Prompt, Ref, Result, Scan
-from planner.physical import Worker, place
-from planner.stats import estimate
+from planner.logical import Effect
 from runtime.backends.base import (
     Backend,
     Capabilities,
@@ -32,7 +30,6 @@ from runtime.dispatch import Dispatcher, request_key
 from runtime.errors import BackendError, ContextOverflowError, DrainingError
 from runtime.lane import Lane
 from runtime.records import CallRecord, CallSite, Outcome
-from runtime.run import RunHandle, RunInputs
 from runtime.sharing import CallTable
 
 T = TypeVar("T")
@@ -278,39 +275,6 @@ def test_the_engine_never_has_more_than_its_limit() -> None:
         assert (calls.in_flight, calls.waiting) == (0, 0)
 
     run(main)
-
-
-@pytest.mark.parametrize(("pipelined", "most"), [(False, 8), (True, 3)])
-def test_engines_that_take_turns_have_fewer_calls_at_once(pipelined: bool, most: int) -> None:
-    async def main() -> int:
-        engine = ScriptedEngine(Capabilities(8, pipelined_in_flight=3))
-        calls, _ = dispatcher(engine, pipelined=pipelined)
-        await asyncio.gather(*(calls.complete("w", ask(f"{i}"), site(i)) for i in range(20)))
-        return engine.most_busy
-
-    assert run(main) == most
-
-
-@pytest.mark.parametrize(("second", "most"), [("a", 8), ("b", 3)])
-def test_the_engines_of_a_plan_take_turns_when_it_has_several_models(
-    second: str, most: int
-) -> None:
-    scan = Scan((), "rows", ("q",))
-    first = Generate((Column((scan,), "q"),), "a", Prompt(("First ", Ref(0))))
-    plan = LogicalPlan(
-        (("q", Result((Generate((first,), second, Prompt(("Then ", Ref(0)))), scan))),)
-    )
-    data: dict[str, list[dict[str, Json]]] = {"rows": [{"q": f"row {i}"} for i in range(40)]}
-    stats = estimate(plan, data, len)
-    workers = {model: Worker(model, "scripted", model, 8) for model in {"a", second}}
-
-    async def main() -> list[int]:
-        offered = Capabilities(8, pipelined_in_flight=3)
-        engines = {model: ScriptedEngine(offered) for model in workers}
-        await RunHandle(RunInputs(place(plan, stats, workers), stats, data, {})).run(engines)
-        return [engine.most_busy for engine in engines.values()]
-
-    assert run(main) == [most] * len(workers)
 
 
 def test_smaller_priorities_go_first_and_equal_ones_in_order() -> None:

@@ -13,9 +13,9 @@ from runtime.fleet.replicas import together
 from runtime.lane import LEAST_AHEAD, LOOK_AHEAD, Lane, Ticket
 
 
-def lane(capabilities: Capabilities, *, pipelined: bool = False) -> Lane:
-    engine = SimulatedBackend("m", LoopClock(), capabilities=capabilities)
-    return Lane(engine, prime=True, pipelined=pipelined)
+def lane(capabilities: Capabilities) -> Lane:
+    clock = LoopClock()
+    return Lane(SimulatedBackend("m", clock, capabilities=capabilities), clock, prime=True)
 
 
 def question(group: int, number: int) -> Request:
@@ -56,22 +56,10 @@ def test_held_calls_bound_how_far_later_ones_go_ahead(slots: int) -> None:
         runner.run(main())
 
 
-def test_engines_that_take_turns_get_fewer_calls() -> None:
-    async def main() -> None:
-        offered = Capabilities(8, pipelined_in_flight=3)
-        assert lane(offered).free == 8
-        assert lane(offered, pipelined=True).free == 3
-        assert lane(Capabilities(8), pipelined=True).free == 8
-        assert lane(Capabilities(2, pipelined_in_flight=3), pipelined=True).free == 2
-
-    with asyncio.Runner(loop_factory=lambda: new_event_loop(True)) as runner:
-        runner.run(main())
-
-
 def test_replicas_take_what_they_take_together() -> None:
-    one = Capabilities(8, pipelined_in_flight=3)
-    assert together([one, one]).pipelined_in_flight == 6
-    assert together([Capabilities(8), Capabilities(8)]).pipelined_in_flight is None
+    one = Capabilities(8, gathers=True)
+    assert together([one, one]).max_in_flight == 16
+    assert together([one, one]).gathers and not together([one, Capabilities(8)]).gathers
 
 
 def test_a_cache_is_as_large_as_its_tokens_are_long() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
 
 import pytest
@@ -11,28 +10,32 @@ from workloads.gpu import emulated_card
 from workloads.gpu.emulated_card import TIMES, from_words
 
 
-def test_a_step_holds_the_card_for_its_time_and_gives_it_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("others_compute", "times"), [(False, 1), (True, 2)])
+def test_a_step_takes_its_time_and_twice_that_beside_another_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others_compute: bool, times: int
 ) -> None:
-    lock = tmp_path / "card"
-    card = from_words(f"8b:3:{lock}")
-    slept: list[float] = []
+    shared = tmp_path / "card"
+    card = from_words(f"8b:3:{shared}")
+    other = from_words(f"1b:3:{shared}")
+    now_s = 0.0
 
     def sleep(seconds: float) -> None:
-        slept.append(seconds)
-        with lock.open("a") as other, pytest.raises(BlockingIOError):
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        nonlocal now_s
+        now_s += seconds
+        # Whoever computes has its seat; the other one's is set here.
+        assert list(shared.read_bytes()) == [1, int(others_compute)]
 
     monkeypatch.setattr(emulated_card.time, "sleep", sleep)
+    monkeypatch.setattr(emulated_card.time, "perf_counter", lambda: now_s)
+    other._seats[1] = int(others_compute)
     card.step(prefilled_tokens=8192, requests=0, context_tokens=0)
-    with lock.open("a") as other:
-        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     expected_s = TIMES["8b"].seconds(prefilled_tokens=8192, requests=0, context_tokens=0)
-    assert slept == [3 * expected_s]
+    assert now_s == pytest.approx(times * 3 * expected_s)
+    assert shared.read_bytes()[0] == 0
 
 
 @pytest.mark.parametrize(
-    ("model", "prefilled_per_s", "decoded_per_s"), [("8b", 41e3, 24.5e3), ("1b", 25e4, 85e3)]
+    ("model", "prefilled_per_s", "decoded_per_s"), [("8b", 41e3, 24.5e3), ("1b", 25e4, 77e3)]
 )
 def test_the_rates_are_the_measured_peaks(
     model: str, prefilled_per_s: float, decoded_per_s: float

@@ -2,8 +2,9 @@
 
 Scheduler, radix cache, KV pool, front end and HTTP are a real SGLang server's on a processor, and
 so is what they cost. Only the model is replaced: its forward pass sleeps, and every next token is
-the same. Servers that share a card take turns, step by step. It shows where a card would wait, how
-full its batches are and what is prefilled twice, for workloads of any kind.
+the same. Servers that compute at the same time get equal parts of the card, as a driver gives them
+slices of time. It shows where a card would wait, how full its batches are and what is prefilled
+twice, for workloads of any kind.
 
 The processor is busy with what a card's machine does on a faster one, so time may be stretched:
 with `slower` 3, steps take three times as long and everything else a third of it in comparison.
@@ -12,8 +13,8 @@ Imports nothing of Halo: it runs with the Python of SGLang's environment.
 
 from __future__ import annotations
 
-import fcntl
 import importlib
+import mmap
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Of a model on one H200, from its measured peak rates (8B shape: 42,000 prefilled tokens and,
-    in batches of 256, 25,000 decoded tokens a second; 1B: 260,000 and 85,000) and from the bytes of
-    keys and values of a token at 4 TB/s. Fitted, not measured step by step."""
+    """Of a model on one H200, from its measured peak rates (8B shape: 41,000 prefilled tokens and,
+    in batches of 256, 25,000 decoded tokens a second; 1B: 250,000, and 77,000 in batches of 256 and
+    95,000 in batches of 512) and from the bytes of keys and values of a token at 4 TB/s. Fitted,
+    not measured step by step."""
 
     step_s: float
     s_per_prefilled_token: float
@@ -44,31 +46,46 @@ class StepTimes:
 
 TIMES = {
     "8b": StepTimes(0.007, 1 / 42e3, 12e-6, 131_072 / 4e12),
-    "1b": StepTimes(0.002, 1 / 260e3, 4e-6, 32_768 / 4e12),
+    "1b": StepTimes(0.0012, 1 / 250e3, 8.2e-6, 32_768 / 4e12),
 }
+SEATS = tuple(TIMES)
+SLICE_S = 0.001
+"""After this time, times the card's `slower`, a server looks whether others compute as well."""
 
 
 class EmulatedCard:
-    """The card that all servers with the same `lock` share.
+    """The card that all servers with the same `shared` file share.
 
     Args:
-        lock: a file; whoever holds it computes.
+        model: of `TIMES`; each has a seat of its own.
+        shared: a file with one byte for each seat: 1 while its server computes.
         slower: how many times as long as on a card every step takes.
     """
 
-    def __init__(self, times: StepTimes, lock: Path, slower: float) -> None:
-        self._times = times
+    def __init__(self, model: str, shared: Path, slower: float) -> None:
+        self._times = TIMES[model]
+        self._seat = SEATS.index(model)
         self._slower = slower
-        self._lock = lock
+        with shared.open("ab") as file:
+            if file.tell() < len(SEATS):
+                file.truncate(len(SEATS))
+        with shared.open("r+b") as file:
+            self._seats = mmap.mmap(file.fileno(), len(SEATS))
 
     def step(self, *, prefilled_tokens: int, requests: int, context_tokens: int) -> None:
-        """Wait for the card, then for as long as the step takes."""
-        seconds = self._slower * self._times.seconds(
+        """Wait for as long as the step takes on the part of the card that others leave."""
+        left_s = self._slower * self._times.seconds(
             prefilled_tokens=prefilled_tokens, requests=requests, context_tokens=context_tokens
         )
-        with self._lock.open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            time.sleep(seconds)
+        self._seats[self._seat] = 1
+        before_s = time.perf_counter()
+        while left_s > 1e-9:
+            sharing = sum(self._seats[:])
+            time.sleep(min(left_s * sharing, SLICE_S * self._slower))
+            now_s = time.perf_counter()
+            left_s -= (now_s - before_s) / sharing
+            before_s = now_s
+        self._seats[self._seat] = 0
 
 
 def replace_model(card: EmulatedCard) -> None:
@@ -98,6 +115,6 @@ def replace_model(card: EmulatedCard) -> None:
 
 
 def from_words(words: str) -> EmulatedCard:
-    """From `MODEL:SLOWER:LOCK`."""
-    model, slower, lock = words.split(":", 2)
-    return EmulatedCard(TIMES[model], Path(lock), float(slower))
+    """From `MODEL:SLOWER:FILE`."""
+    model, slower, shared = words.split(":", 2)
+    return EmulatedCard(model, Path(shared), float(slower))

@@ -231,9 +231,7 @@ def warm_up(url: str, count: int) -> None:
 def peak_rates(url: str, *, small: bool = False) -> dict[str, float]:
     """The best that this server does: tokens per second of prefill alone, on long prompts that
     share nothing, and of decoding, in the batch that suits it best."""
-    n, n_chars, batches, n_tokens = (
-        (4, 256, [8], 8) if small else (16, 4096, [256, 512, 1024], 64)
-    )
+    n, n_chars, batches, n_tokens = (4, 256, [8], 8) if small else (16, 4096, [256, 512, 1024], 64)
 
     def ask(count: int, size: int, tokens: int) -> float:
         flush([url])

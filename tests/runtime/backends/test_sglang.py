@@ -370,31 +370,10 @@ def test_the_number_of_calls_follows_the_servers_queue(server: FaultServer, fold
     on(server, folder, check)
 
 
-@pytest.mark.parametrize(
-    ("described", "batch"),
-    [
-        (
-            {"cuda_graph_config": {"decode": {"backend": "full", "max_bs": 256, "bs": [1, 256]}}},
-            256,
-        ),
-        ({"cuda_graph_max_bs_decode": 128, "cuda_graph_config": {"decode": None}}, 128),
-        ({"cuda_graph_max_bs": 160}, 160),
-        ({"cuda_graph_bs": [1, 2, 80]}, 80),
-        ({"cuda_graph_max_bs": 160, "disable_cuda_graph": True}, None),
-        ({"cuda_graph_max_bs": 8, "device": "cpu"}, None),
-        ({"cuda_graph_config": {"decode": {"backend": "disabled", "max_bs": 256}}}, None),
-        ({}, None),
-    ],
-)
-def test_beside_other_models_no_more_requests_are_in_flight_than_captured_graphs_hold(
-    described: dict[str, Any], batch: int | None
-) -> None:
-    info = read_info("u", {**described, "max_running_requests": 600}, {"model_path": "/m"}, [])
-    assert info.graph_batch == batch
-    offered = capabilities_of(info, None, None)
-    assert (offered.max_in_flight, offered.pipelined_in_flight) == (600, batch)
-    asked = capabilities_of(info, None, 32)
-    assert (asked.max_in_flight, asked.pipelined_in_flight) == (32, None)
+def test_as_many_calls_are_in_flight_as_the_server_runs_or_as_was_asked_for() -> None:
+    info = read_info("u", {"max_running_requests": 600}, {"model_path": "/m"}, [])
+    assert capabilities_of(info, None, None).max_in_flight == 600
+    assert capabilities_of(info, None, 32).max_in_flight == 32
 
 
 def test_loads_of_several_ranks_add_up() -> None:

@@ -19,7 +19,7 @@ from runtime.errors import BackendError, ContextOverflowError, EngineUnreachable
 from runtime.fleet.admission import LEAST_IN_FLIGHT, MOST_WAITING, Admission, Load
 from runtime.fleet.breaker import FAILURES_TO_OPEN, REFUSALS_TO_OPEN, CircuitBreaker
 from runtime.fleet.rate_limit import RateLimit, TokenBucket
-from runtime.fleet.replicas import FleetBackend, together
+from runtime.fleet.replicas import FleetBackend
 from runtime.fleet.routing import PrefixRouter
 from runtime.memory_store import MemoryStore
 from runtime.records import CallSite
@@ -320,12 +320,6 @@ def test_replicas_offer_what_the_weakest_does() -> None:
     fleet = FleetBackend([Engine(clock, slots=3), Engine(clock, slots=4)], clock)
     assert fleet.capabilities.max_in_flight == 7 == fleet.in_flight_limit
     assert fleet.capabilities.cache_tokens == 2000 and fleet.capabilities.context_tokens == 100
-
-
-def test_a_replica_that_need_not_take_turns_takes_all_its_calls_beside_one_that_does() -> None:
-    """`pipelined_in_flight` is `max_in_flight` where there is none."""
-    in_turns = Capabilities(8, pipelined_in_flight=3)
-    assert together([in_turns, Capabilities(8)]).pipelined_in_flight == 3 + 8
 
 
 # --- admission -----------------------------------------------------------------------------------
