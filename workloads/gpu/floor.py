@@ -1,9 +1,8 @@
 """The least that a workload's rows cost an engine: every distinct prompt token prefilled once,
 every answer of a distinct call decoded once, at the engine's best rates.
 
-Hardly a schedule can beat it: prompts become known only when their inputs are, and batches are not
-always full. Only where prefill and decoding share steps (mixed chunks), and with them the reading
-of the weights, both together can cost a little less than one after the other.
+No schedule can beat it, and none reaches it: prompts become known only when their inputs are, and
+batches are not always full.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from workloads.direct import DirectClient, Endpoints
 from workloads.gpu.models import write_model
 from workloads.graph import Workload
 from workloads.mock_api import MockApi
+from workloads.simulated_sglang import tokens_of
 from workloads.stub_server import StubServer
 from workloads.tables import write_tables
 
@@ -40,8 +40,8 @@ class Work:
 
 
 def work_of(workload: Workload, rows: list[dict[str, str]]) -> dict[str, Work]:
-    """The work of `rows`, by model. Runs them against a server that computes nothing; tokens are
-    bytes, as in the models of `workloads.gpu.models`."""
+    """The work of `rows`, by model. Runs them against a server that computes nothing. Tokens are
+    those of the models of `workloads.gpu.models`: bytes, and one for each control token."""
     with tempfile.TemporaryDirectory() as scratch, MockApi(mean_s=0.001) as api:
         folder = Path(scratch)
         tokenizer = str(write_model("tiny", folder))
@@ -60,7 +60,7 @@ def work_of(workload: Workload, rows: list[dict[str, str]]) -> dict[str, Work]:
                 stub.close()
     return {
         model: Work(
-            distinct_prefix_bytes(prompt for prompt, _ in stub.prompts),
+            distinct_prefix_bytes(tokens_of(prompt) for prompt, _ in stub.prompts),
             sum(n_tokens for _, n_tokens in stub.prompts),
         )
         for model, stub in stubs.items()
