@@ -83,6 +83,10 @@ class Config(BaseModel):
     usd_per_million_input: float | None = Field(default=None, ge=0, description="price, for usd")
     usd_per_million_output: float | None = Field(default=None, ge=0, description="price, for usd")
     prime: bool = Field(default=True, description="send one call of a shared prefix first")
+    gather: bool = Field(
+        default=True,
+        description="a small model's calls wait for each other beside a busy large one",
+    )
     api_key: SecretStr = Field(default=SecretStr(""), description="key of the engine's server")
     tokenizer: Path | None = Field(default=None, description="folder of a server's tokenizer")
     steer: bool = Field(default=True, description="calls at a server follow the load it reports")

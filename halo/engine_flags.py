@@ -80,8 +80,9 @@ def choose_flags(wish: Wish) -> Flags:
         _memory(flags, wish)
     if wish.metrics:
         flags.add("for monitoring; Halo then sends no priorities", "--enable-metrics")
-    # Not measured on processors, and not together with batch-invariant kernels.
-    mixed = not (wish.cpu or wish.seeded) if wish.mixed_chunk is None else wish.mixed_chunk
+    # Not measured on processors, with batch-invariant kernels and with adapters.
+    usual = not (wish.cpu or wish.seeded or wish.adapters)
+    mixed = usual if wish.mixed_chunk is None else wish.mixed_chunk
     if mixed:
         flags.add("running answers go on while prompts are read", "--enable-mixed-chunk")
     if wish.host_cache_gib:
@@ -160,14 +161,15 @@ def _memory(flags: Flags, wish: Wish) -> None:
 
 
 def _chunk_tokens(hardware: HardwareProfile) -> int:
-    """Where devices of this size stop gaining from larger steps: measured for 80 and 141 GB with
-    mixed chunks (docs/benchmarks/sglang), SGLang's own choice for smaller ones."""
+    """Where devices of this size stop gaining from larger steps: with mixed chunks on 141 GB as
+    measured (docs/benchmarks/sglang), SGLang's own choice for smaller ones."""
     return 4096 if hardware.memory_bytes / GIB >= 35 else 2048
 
 
 def _graph_requests(hardware: HardwareProfile) -> int | None:
-    """The largest batch with captured decode graphs; None for SGLang's own choice."""
-    return 1024 if hardware.memory_bytes / GIB >= 60 else None
+    """The largest batch with captured decode graphs; None for SGLang's own choice. Graphs for so
+    many were measured on 141 GB; smaller devices have less room beside the pool."""
+    return 1024 if hardware.memory_bytes / GIB >= 120 else None
 
 
 def _static_share(

@@ -220,6 +220,7 @@ class Session:
             seed=self.config.seed,
             tenant=self.config.tenant,
             prime=self.config.prime,
+            gather=self.config.gather,
             share=self.config.share,
             warm=self.config.warm,
             overlap=self.config.overlap,

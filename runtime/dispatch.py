@@ -48,6 +48,8 @@ class Dispatcher:
         max_attempts: attempts of a call whose errors are retryable.
         seed: of the run; sampled calls derive theirs from it and their identity.
         prime: whether shared prefixes are primed on engines that need it.
+        gather: models by worker, of those whose calls may gather (`runtime.gathering`) where their
+            engine gains by it.
         share: whether equal calls are made once.
         meter: of the run's budget; `on_budget` is told once it is reached, and has to stop the run.
     """
@@ -63,18 +65,21 @@ class Dispatcher:
         max_attempts: int = 4,
         seed: int = 0,
         prime: bool = True,
+        gather: Mapping[str, str] | None = None,
         share: bool = True,
         meter: BudgetMeter | None = None,
         on_budget: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self._meter = meter
         self._on_budget = on_budget
-        self._lanes = {
-            worker: Lane(engine, clock, prime=prime) for worker, engine in engines.items()
-        }
-        gather = [lane.gathering for lane in self._lanes.values() if lane.gathering is not None]
-        for one in gather:
-            one.beside([other for other in gather if other is not one])
+        self._lanes = {worker: Lane(engine, prime=prime) for worker, engine in engines.items()}
+        self._gather = [
+            self._lanes[worker].gather(model, clock)
+            for worker, model in (gather or {}).items()
+            if engines[worker].capabilities.gathers
+        ]
+        for gathering in self._gather:
+            gathering.beside(self._gather)
         self._table = table
         self._store = store
         self._clock = clock
@@ -211,9 +216,8 @@ class Dispatcher:
 
     async def close(self) -> None:
         """Give up the prompts that are open still, and what gathers."""
-        for lane in self._lanes.values():
-            if lane.gathering is not None:
-                await lane.gathering.close()
+        for gathering in self._gather:
+            await gathering.close()
         calls = tuple(self._open)
         for call in calls:
             call.abandon()
@@ -277,7 +281,8 @@ class Dispatcher:
             else:
                 lane.prefilled(ticket)
                 if lane.gathering is not None:
-                    lane.gathering.took(self._clock.now_s() - start_s)
+                    seconds = self._clock.now_s() - start_s
+                    lane.gathering.took(seconds, completion.usage.output_tokens)
                 return _Answer(completion, attempt, max(start_s, completion.start_s))
 
     async def _pause(self, delay_s: float, error: BackendError) -> None:

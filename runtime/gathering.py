@@ -3,99 +3,91 @@
 A decode step reads all weights, for one answer or for a hundred. Where rows go from a large model
 to a small one, the small one's calls come a few at a time, as the large one's answers do, and each
 few have decode steps of their own. On a card that both share, the large one waits for those steps.
-Gathered for a moment, many more share them; and since the large model has calls enough meanwhile,
-nobody waits for the small one's answers (emulated: docs/benchmarks/sglang).
+Gathered for a moment, many more share them (emulated: docs/benchmarks/sglang). It costs the rows
+that time, which is nothing to a large model that has a full batch and more.
 
-The small model is found by its calls: they take a fraction of the time. On cards of their own the
-two lose nothing by it either, as long as the large one is busy.
+A model is known by its calls: the small one's take a fraction of the time for each answer token.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 
 from runtime.clock import Clock
 
-FULL = 64
-"""Calls in an engine that keep it busy for longer than others gather."""
+FULL = 256
+"""Calls in an engine from which its steps hardly become better by more of them."""
 SMALLER = 0.5
-"""A model is smaller than another one if its calls take at most this share of the other's time."""
+"""A model is smaller than another one if its answer tokens take at most this share of the time."""
 SHARE = 10
-"""Calls gather for this many times as long as one takes, so that decoding alone takes a tenth."""
+"""Calls gather for this many times as long as one is decoded, so that decoding takes a tenth."""
 MOST_S = 2.0
 """Nobody waits longer."""
 
 
 class Gathering:
-    """Of one lane. Closed, it holds back what waits; it opens when the time is over, when no larger
-    model is busy any longer, or when its own engine is, and closes when nothing waits any more.
+    """Of one lane. Closed, it holds back what waits; it opens when the time is over, when enough
+    calls wait, or when no larger model has a full batch any longer, and closes when nothing waits.
 
     Args:
-        in_flight: calls that the lane's engine works on, as of now.
-        limit: as many as it takes at once.
+        model: that the lane's engine serves; calls of one model on two engines never gather for
+            each other.
+        in_flight: calls that the engine works on, as of now.
         admit: lets the lane's calls in, as far as it is open.
-
-    Attributes:
-        shortest_s: what a call took, at least; infinite before the first.
     """
 
     def __init__(
-        self,
-        clock: Clock,
-        in_flight: Callable[[], int],
-        limit: Callable[[], int],
-        admit: Callable[[], None],
+        self, model: str, clock: Clock, in_flight: Callable[[], int], admit: Callable[[], None]
     ) -> None:
-        self.shortest_s = math.inf
+        self.model = model
         self._clock = clock
         self._in_flight = in_flight
-        self._limit = limit
         self._admit = admit
         self._others: Sequence[Gathering] = ()
         self._open = True
         self._timer: asyncio.Task[None] | None = None
+        self._s_per_token = math.inf
+        self._calls = 0
+        self._tokens = 0
 
     def beside(self, others: Sequence[Gathering]) -> None:
-        """The run's other lanes that gather."""
-        self._others = others
+        """The run's lanes that gather; those of other models count."""
+        self._others = [other for other in others if other.model != self.model]
 
-    @property
-    def full(self) -> bool:
-        """Whether the engine has calls enough to be busy."""
-        return self._in_flight() >= min(FULL, self._limit())
-
-    def took(self, seconds: float) -> None:
+    def took(self, seconds: float, answer_tokens: int) -> None:
         """A call was in the engine for so long."""
-        self.shortest_s = min(self.shortest_s, seconds)
+        self._calls += 1
+        self._tokens += answer_tokens
+        self._s_per_token = min(self._s_per_token, seconds / max(1, answer_tokens))
 
-    def ended(self) -> None:
-        """A call has left the engine. Lanes that gathered because it was full go on."""
-        if self._in_flight() == min(FULL, self._limit()) - 1:
-            for other in self._others:
-                other.look_again()
-
-    def holds(self) -> bool:
-        """Whether calls that wait have to wait on."""
+    def holds(self, waiting: int) -> bool:
+        """Whether the lane's `waiting` calls have to wait on."""
         if self._open:
             return False
-        if not self._pays():
+        if not self._pays(waiting):
             self._stop()
             return False
-        if self._timer is None:
-            wait_s = min(MOST_S, SHARE * self.shortest_s)
-            self._timer = asyncio.ensure_future(self._open_after(wait_s))
+        if self._timer is None or self._timer.done():
+            decoding_s = self._s_per_token * self._tokens / self._calls
+            self._timer = asyncio.ensure_future(self._open_after(min(MOST_S, SHARE * decoding_s)))
         return True
 
     def nothing_waits(self) -> None:
         """What comes next gathers again."""
         self._open = False
 
+    def slots_came_back(self) -> None:
+        """Calls have left the engine. Lanes that gathered because it was full go on if it is not
+        any longer."""
+        if not self._full:
+            for other in self._others:
+                other.look_again()
+
     def look_again(self) -> None:
         """Let calls in if they need not be held any longer."""
-        if self._timer is not None and not self._pays():
+        if self._timer is not None:
             self._admit()
 
     async def close(self) -> None:
@@ -103,14 +95,15 @@ class Gathering:
         timer = self._timer
         self._stop()
         if timer is not None:
-            with contextlib.suppress(asyncio.CancelledError):
-                await timer
+            await asyncio.wait((timer,))
 
-    def _pays(self) -> bool:
-        """Whether a model that is at least twice as large has enough to do meanwhile, and this one
-        has not."""
-        return not self.full and any(
-            other.full and self.shortest_s <= SMALLER * other.shortest_s < math.inf
+    @property
+    def _full(self) -> bool:
+        return self._in_flight() >= FULL
+
+    def _pays(self, waiting: int) -> bool:
+        return self._in_flight() + waiting < FULL and any(
+            other._full and self._s_per_token <= SMALLER * other._s_per_token < math.inf
             for other in self._others
         )
 

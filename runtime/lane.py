@@ -53,14 +53,10 @@ class Lane:
         in_flight: calls that the engine works on.
     """
 
-    def __init__(self, engine: Backend, clock: Clock, *, prime: bool) -> None:
+    def __init__(self, engine: Backend, *, prime: bool) -> None:
         capabilities = engine.capabilities
         self.engine = engine
-        self.gathering = (
-            Gathering(clock, lambda: self.in_flight, lambda: self._limit, self._admit)
-            if capabilities.gathers
-            else None
-        )
+        self.gathering: Gathering | None = None
         self.waiting = 0
         self.in_flight = 0
         self._taken = 0
@@ -80,6 +76,11 @@ class Lane:
             if capabilities.prime_prefix or capabilities.prefix_cache
             else None
         )
+
+    def gather(self, model: str, clock: Clock) -> Gathering:
+        """From here on, calls of this lane, whose engine serves `model`, may gather."""
+        self.gathering = Gathering(model, clock, lambda: self.in_flight, self._admit)
+        return self.gathering
 
     def awaits_prefill(self, ticket: Ticket) -> bool:
         """Whether others may be held until the prompt of `ticket` is prefilled: to be told of it
@@ -147,14 +148,14 @@ class Lane:
     def leave(self, ticket: Ticket) -> None:
         """The engine's work on a call is over, with or without an answer."""
         self.in_flight -= 1
-        if self.gathering is not None:
-            self.gathering.ended()
         self.failed(ticket)
 
     def release(self, slots: int = 1) -> None:
         """Give slots back."""
         self._taken -= slots
         self._admit()
+        if self.gathering is not None:
+            self.gathering.slots_came_back()
 
     def refuse(self, error: Callable[[], Exception]) -> None:
         """From here on nobody enters: `error()` is raised for all who wait and who come. Those who
@@ -180,7 +181,7 @@ class Lane:
 
     def _admit(self) -> None:
         gathering = self.gathering
-        if gathering is not None and self._queue and gathering.holds():
+        if gathering is not None and self._queue and gathering.holds(len(self._queue)):
             return
         limit = self._limit
         ahead = max(LOOK_AHEAD * limit, limit + LEAST_AHEAD)

@@ -82,6 +82,7 @@ class RunInputs:
     seed: int = 0
     tenant: str = ""
     prime: bool = True
+    gather: bool = True
     share: bool = True
     warm: bool = True
     overlap: bool = True
@@ -244,6 +245,7 @@ class RunHandle:
             tenant=inputs.tenant,
             seed=inputs.seed,
             prime=inputs.prime,
+            gather={worker.name: worker.model for worker in plan.workers if inputs.gather},
             share=inputs.share,
             meter=BudgetMeter(inputs.budget, clock_started_s) if inputs.budget.is_limited else None,
             on_budget=self._reach_budget,

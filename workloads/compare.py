@@ -45,6 +45,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "halo-warm": {"warm": False},
     "halo-prime": {"prime": False},
     "halo-admission": {"steer": False, "max_in_flight": 4096},
+    "halo-gather": {"gather": False},
     "halo-overlap": {"overlap": False},
 }
 """Halo, and Halo with one thing switched off. Merging is switched off by running workloads one

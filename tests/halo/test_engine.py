@@ -73,7 +73,8 @@ def test_memory_and_chunks_follow_the_device() -> None:
     tiny = flags_of(hardware="rtx-4090")
     assert "--chunked-prefill-size 4096" in big and "--chunked-prefill-size 4096" in small
     assert "--chunked-prefill-size 2048" in tiny
-    assert "--cuda-graph-max-bs-decode 1024" in big and "--cuda-graph" not in small + tiny
+    assert "--cuda-graph-max-bs-decode 1024" in flags_of(hardware="h200")
+    assert "--cuda-graph" not in big + small + tiny
     assert "--mem-fraction-static 0.88" in big
     assert "--mem-fraction-static 0.44" in flags_of(hardware="h100-sxm", share=0.5)
     assert "--mem-fraction-static" not in flags_of()
@@ -82,7 +83,7 @@ def test_memory_and_chunks_follow_the_device() -> None:
 def test_answers_are_decoded_in_the_steps_that_read_prompts_where_that_was_measured() -> None:
     mixed = "--enable-mixed-chunk"
     assert mixed in flags_of() and mixed not in flags_of(mixed_chunk=False)
-    assert mixed not in flags_of(cpu=True) + flags_of(seeded=True)
+    assert mixed not in flags_of(cpu=True) + flags_of(seeded=True) + flags_of(adapters=("a=/a",))
     assert mixed in flags_of(cpu=True, mixed_chunk=True)
 
 

@@ -8,13 +8,20 @@ from typing import Any, TypeVar
 
 import pytest
 
-from runtime.backends.base import Capabilities, Message, Request
+from costmodel.usage import Usage
+from runtime.backends.base import Backend, Capabilities, Completion, Message, Request
 from runtime.backends.simulated import SimulatedBackend
 from runtime.clock import LoopClock, new_event_loop
+from runtime.dispatch import Dispatcher
 from runtime.gathering import FULL, MOST_S, SHARE, Gathering
 from runtime.lane import Lane
+from runtime.memory_store import MemoryStore
+from runtime.records import CallSite
+from runtime.sharing import CallTable
 
 T = TypeVar("T")
+ANSWER = 10
+"""Tokens of every answer."""
 LARGE_S, SMALL_S = 10.0, 0.01
 WAIT_S = SHARE * SMALL_S
 
@@ -24,15 +31,16 @@ def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
         return runner.run(main())
 
 
-def lane(slots: int = 256, *, gathers: bool = True) -> Lane:
+def lane(model: str, slots: int = 1024) -> Lane:
     clock = LoopClock()
-    engine = SimulatedBackend("m", clock, capabilities=Capabilities(slots, gathers=gathers))
-    return Lane(engine, clock, prime=False)
+    way = Lane(SimulatedBackend(model, clock, capabilities=Capabilities(slots)), prime=False)
+    way.gather(model, clock)
+    return way
 
 
 def beside(*lanes: Lane) -> None:
     for one in lanes:
-        gathering_of(one).beside([gathering_of(o) for o in lanes if o is not one])
+        gathering_of(one).beside([gathering_of(other) for other in lanes])
 
 
 def gathering_of(one: Lane) -> Gathering:
@@ -47,8 +55,7 @@ async def call(way: Lane, takes_s: float, after_s: float = 0.0) -> float:
     ticket = await way.enter(Request("", "m", (Message("user", "q"),)))
     start_s = loop.time()
     await asyncio.sleep(takes_s)
-    if way.gathering is not None:
-        way.gathering.took(takes_s)
+    gathering_of(way).took(takes_s, ANSWER)
     way.leave(ticket)
     way.release()
     return start_s
@@ -66,12 +73,11 @@ async def trickle(small: Lane, count: int = 60, every_s: float = 0.02) -> list[f
 
 
 async def starts(
-    in_large: int, large_s: float = LARGE_S, *, slots: int = 256, gathers: bool = True
+    in_large: int, large_s: float = LARGE_S, *, models: tuple[str, str] = ("large", "small")
 ) -> list[float]:
     """Of the small model's calls, while the large one has `in_large` of its own; since then."""
-    large, small = lane(), lane(slots, gathers=gathers)
-    if gathers:
-        beside(large, small)
+    large, small = map(lane, models)
+    beside(large, small)
     origin_s = await known(large, small, large_s)
     busy = [asyncio.ensure_future(call(large, large_s)) for _ in range(in_large)]
     await asyncio.sleep(0)
@@ -97,7 +103,7 @@ def test_they_go_in_bursts_while_a_large_model_is_busy() -> None:
     [
         pytest.param(lambda: starts(FULL - 1), id="the large model has few calls"),
         pytest.param(lambda: starts(FULL, SMALL_S * 1.5), id="the other model is no larger"),
-        pytest.param(lambda: starts(FULL, gathers=False), id="the engine gains nothing by it"),
+        pytest.param(lambda: starts(FULL, models=("m", "m")), id="it is the same model"),
     ],
 )
 def test_they_go_at_once_otherwise(alone: Callable[[], Coroutine[Any, Any, list[float]]]) -> None:
@@ -106,7 +112,7 @@ def test_they_go_at_once_otherwise(alone: Callable[[], Coroutine[Any, Any, list[
 
 def test_before_both_models_are_known_nobody_waits() -> None:
     async def main() -> list[float]:
-        large, small = lane(), lane()
+        large, small = lane("large"), lane("small")
         beside(large, small)
         busy = [asyncio.ensure_future(call(large, LARGE_S)) for _ in range(FULL)]
         await asyncio.sleep(0)
@@ -119,47 +125,47 @@ def test_before_both_models_are_known_nobody_waits() -> None:
 
 def test_they_go_as_soon_as_the_large_model_has_little_to_do() -> None:
     async def main() -> float:
-        large, small = lane(), lane()
+        large, small = lane("large"), lane("small")
         beside(large, small)
         origin_s = await known(large, small)
-        busy = [call(large, 0.03)] + [call(large, LARGE_S) for _ in range(FULL - 1)]
+        busy = [call(large, LARGE_S / 5)] + [call(large, LARGE_S) for _ in range(FULL - 1)]
         tasks = [asyncio.ensure_future(each) for each in busy]
         await asyncio.sleep(0)
-        gathering_of(large).shortest_s = LARGE_S
-        start_s = await call(small, SMALL_S, 0.01)
+        start_s = await call(small, SMALL_S, LARGE_S / 5 - WAIT_S / 2)
         await asyncio.gather(*tasks)
         return start_s - origin_s
 
-    assert run(main) == pytest.approx(0.03)
+    assert run(main) == pytest.approx(LARGE_S / 5)
 
 
-def test_a_small_model_with_calls_enough_takes_more_at_once() -> None:
+@pytest.mark.parametrize("in_engine", [0, FULL // 2])
+def test_they_go_when_there_are_enough_of_them(in_engine: int) -> None:
     async def main() -> list[float]:
-        large, small = lane(), lane()
+        large, small = lane("large"), lane("small")
         beside(large, small)
-        origin_s = await known(large, small)
+        await known(large, small)
+        under_way = [asyncio.ensure_future(call(small, LARGE_S)) for _ in range(in_engine)]
+        await asyncio.sleep(0)
         busy = [asyncio.ensure_future(call(large, LARGE_S)) for _ in range(FULL)]
         await asyncio.sleep(0)
-        # They wait, and then go together: from now on the small model is busy.
-        burst = [asyncio.ensure_future(call(small, 1.0)) for _ in range(FULL)]
-        begun = [
-            start_s - origin_s
-            for start_s in await asyncio.gather(
-                *(call(small, SMALL_S, WAIT_S + 0.02 * (i + 1)) for i in range(10))
-            )
-        ]
-        await asyncio.gather(*busy, *burst)
-        return begun
+        origin_s = asyncio.get_running_loop().time()
+        enough = FULL - in_engine
+        first = [asyncio.ensure_future(call(small, SMALL_S)) for _ in range(enough - 1)]
+        last = asyncio.ensure_future(call(small, SMALL_S, WAIT_S / 2))
+        begun = await asyncio.gather(*first, last)
+        await asyncio.gather(*busy, *under_way)
+        return [start_s - origin_s for start_s in begun]
 
-    assert run(main) == [pytest.approx(WAIT_S + 0.02 * (i + 1)) for i in range(10)]
+    assert run(main) == [pytest.approx(WAIT_S / 2)] * (FULL - in_engine)
 
 
 def test_nobody_waits_longer_than_is_allowed() -> None:
     async def main() -> float:
-        large, small = lane(), lane()
+        large, small = lane("large"), lane("small")
         beside(large, small)
         origin_s = await known(large, small, 100.0)
-        gathering_of(small).shortest_s = 1.0
+        # Answers are long on the mean.
+        gathering_of(small).took(1e6, 1000 * ANSWER)
         busy = [asyncio.ensure_future(call(large, 100.0)) for _ in range(FULL)]
         await asyncio.sleep(0)
         start_s = await call(small, SMALL_S)
@@ -173,7 +179,7 @@ def test_what_waits_for_a_slot_goes_on_when_the_slot_is_free() -> None:
     """With fewer slots than calls in a burst, the rest of it does not gather once more."""
 
     async def main() -> list[float]:
-        large, small = lane(), lane(2)
+        large, small = lane("large"), lane("small", 2)
         beside(large, small)
         origin_s = await known(large, small)
         busy = [asyncio.ensure_future(call(large, LARGE_S)) for _ in range(FULL)]
@@ -188,7 +194,7 @@ def test_what_waits_for_a_slot_goes_on_when_the_slot_is_free() -> None:
 
 def test_closing_ends_the_wait() -> None:
     async def main() -> None:
-        large, small = lane(), lane()
+        large, small = lane("large"), lane("small")
         beside(large, small)
         await known(large, small)
         busy = [asyncio.ensure_future(call(large, LARGE_S)) for _ in range(FULL)]
@@ -205,3 +211,58 @@ def test_closing_ends_the_wait() -> None:
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     run(main)
+
+
+class Engine(Backend):
+    """Answers after `takes_s`, and notes when it was asked."""
+
+    name = "engine"
+
+    def __init__(self, takes_s: float, *, gathers: bool) -> None:
+        self.begun_s: list[float] = []
+        self._takes_s = takes_s
+        self._capabilities = Capabilities(1024, gathers=gathers)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    async def generate(
+        self, request: Request, on_prefilled: Callable[[], None] | None = None
+    ) -> Completion:
+        self.begun_s.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(self._takes_s)
+        return Completion(request.messages[0].content, "stop", Usage(1, ANSWER))
+
+
+@pytest.mark.parametrize(("asked", "gathers"), [(True, True), (False, True), (True, False)])
+def test_a_run_gathers_where_that_is_wanted_and_the_engine_gains_by_it(
+    asked: bool, gathers: bool
+) -> None:
+    async def main() -> int:
+        engines = {
+            "large": Engine(LARGE_S, gathers=gathers), "small": Engine(SMALL_S, gathers=gathers),
+        }  # fmt: skip
+        store = MemoryStore()
+        dispatcher = Dispatcher(
+            engines, CallTable(store, {}), store, LoopClock(),
+            gather={"large": "l", "small": "s"} if asked else None,
+        )  # fmt: skip
+
+        async def ask(worker: str, number: int, after_s: float = 0.0) -> None:
+            await asyncio.sleep(after_s)
+            request = Request("", worker, (Message("user", f"{worker} {number}"),))
+            site = CallSite(worker, "q", number, f"row{number}", label="step")
+            await dispatcher.complete(worker, request, site)
+
+        await asyncio.gather(ask("large", 0), ask("small", 0))
+        await asyncio.gather(
+            *(ask("large", i + 1) for i in range(FULL)),
+            *(ask("small", i + 1, 0.02 * i) for i in range(60)),
+        )
+        await dispatcher.close()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return len({round(s, 6) for s in engines["small"].begun_s[1:]})
+
+    bursts = run(main)
+    assert bursts == (pytest.approx(12, abs=2) if asked and gathers else 60)
