@@ -48,8 +48,7 @@ class Dispatcher:
         max_attempts: attempts of a call whose errors are retryable.
         seed: of the run; sampled calls derive theirs from it and their identity.
         prime: whether shared prefixes are primed on engines that need it.
-        gather: models by worker, of those whose calls may gather (`runtime.gathering`) where their
-            engine gains by it.
+        gather: models by worker, of those whose calls may gather (`runtime.gathering`).
         share: whether equal calls are made once.
         meter: of the run's budget; `on_budget` is told once it is reached, and has to stop the run.
     """
@@ -76,7 +75,7 @@ class Dispatcher:
         self._gather = [
             self._lanes[worker].gather(model, clock)
             for worker, model in (gather or {}).items()
-            if engines[worker].capabilities.gathers
+            if engines[worker].capabilities.machine
         ]
         for gathering in self._gather:
             gathering.beside(self._gather)

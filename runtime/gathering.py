@@ -4,7 +4,8 @@ A decode step reads all weights, for one answer or for a hundred. Where rows go 
 to a small one, the small one's calls come a few at a time, as the large one's answers do, and each
 few have decode steps of their own. On a card that both share, the large one waits for those steps.
 Gathered for a moment, many more share them (emulated: docs/benchmarks/sglang). It costs the rows
-that time, which is nothing to a large model that has a full batch and more.
+that time, which is little to a large model that has calls enough meanwhile. Where both have cards
+of their own, it gains nothing; engines on different machines never gather for each other.
 
 A model is known by its calls: the small one's take a fraction of the time for each answer token.
 """
@@ -32,16 +33,22 @@ class Gathering:
     calls wait, or when no larger model has a full batch any longer, and closes when nothing waits.
 
     Args:
-        model: that the lane's engine serves; calls of one model on two engines never gather for
-            each other.
+        model, machine: that the lane's engine serves, and where; only calls of different models on
+            one machine gather for each other.
         in_flight: calls that the engine works on, as of now.
         admit: lets the lane's calls in, as far as it is open.
     """
 
     def __init__(
-        self, model: str, clock: Clock, in_flight: Callable[[], int], admit: Callable[[], None]
+        self,
+        model: str,
+        machine: str,
+        clock: Clock,
+        in_flight: Callable[[], int],
+        admit: Callable[[], None],
     ) -> None:
         self.model = model
+        self.machine = machine
         self._clock = clock
         self._in_flight = in_flight
         self._admit = admit
@@ -53,8 +60,10 @@ class Gathering:
         self._tokens = 0
 
     def beside(self, others: Sequence[Gathering]) -> None:
-        """The run's lanes that gather; those of other models count."""
-        self._others = [other for other in others if other.model != self.model]
+        """The run's lanes that gather; those of other models on this machine count."""
+        self._others = [
+            other for other in others if other.machine == self.machine and other.model != self.model
+        ]
 
     def took(self, seconds: float, answer_tokens: int) -> None:
         """A call was in the engine for so long."""

@@ -79,7 +79,8 @@ class Lane:
 
     def gather(self, model: str, clock: Clock) -> Gathering:
         """From here on, calls of this lane, whose engine serves `model`, may gather."""
-        self.gathering = Gathering(model, clock, lambda: self.in_flight, self._admit)
+        machine = self.engine.capabilities.machine
+        self.gathering = Gathering(model, machine, clock, lambda: self.in_flight, self._admit)
         return self.gathering
 
     def awaits_prefill(self, ticket: Ticket) -> bool:

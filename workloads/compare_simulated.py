@@ -23,7 +23,7 @@ from workloads.compare import with_count
 from workloads.direct import DirectClient, Endpoints, chat_text
 from workloads.gpu.evaluate import table
 from workloads.graph import Node, Workload
-from workloads.simulated_sglang import FITTED_TO, H100_8B, Machine, SimulatedServer
+from workloads.simulated_sglang import FITTED_TO, H200_8B, Machine, SimulatedServer
 
 MODEL = "8b"
 SIMULATED = ("mapred", "debate", "reflect", "iterative", "parallel", "trading")
@@ -157,7 +157,7 @@ def run_system(
     workload: Workload,
     rows: Sequence[dict[str, str]],
     *,
-    machine: Machine = H100_8B,
+    machine: Machine = H200_8B,
     max_in_flight: int | None = None,
 ) -> SimulatedRun:
     """One run by Halo or a baseline, on a server of its own. `max_in_flight` is a setting of

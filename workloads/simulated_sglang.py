@@ -1,7 +1,8 @@
 """A simulated SGLang server, in virtual time: its scheduler, radix cache and KV pool without a GPU.
 
 It does what decides how many prompt tokens are computed and how full the batches are: steps that
-prefill first, at most a chunk of tokens each; a radix cache that drops the least recently used
+prefill, at most a chunk of tokens each, and with mixed chunks decode what is under way as well;
+steps that decode, when nothing is to be prefilled; a radix cache that drops the least recently used
 leaves; one pool for the cache and the running requests; a front end that takes requests one after
 the other; the next step prepared while one runs. How long steps take is fitted (`Machine`).
 
@@ -23,8 +24,8 @@ from functools import lru_cache
 from workloads.text import words
 
 FITTED_TO = (
-    "fitted to one H100 80 GB, SGLang 0.5.17, the 8B shape; on parallel, trading, mapred and "
-    "debate at their published rows, seed 1"
+    "fitted to one H200, SGLang 0.5.17 with mixed chunks, the 8B shape; on the workloads with one "
+    "model at their published rows, seed 1"
 )
 REMAINING_SHARE = 0.7
 """How much of their remaining answers running requests are expected to need, when another one asks
@@ -37,7 +38,9 @@ class Machine:
 
     Attributes:
         pool_tokens: tokens whose keys and values fit the card.
-        chunk_tokens: prompt tokens of one prefill step at most.
+        chunk_tokens: of one step with prompts at most.
+        mixed_chunks: whether such a step decodes a token of every answer under way as well; if not,
+            answers wait while prompts are computed.
         block_tokens: hits are rounded down to this; SGLang's own are exact, a simulation is faster.
         graph_requests: the largest batch whose decode steps are captured CUDA graphs; the kernels
             of larger ones are launched one by one.
@@ -50,21 +53,22 @@ class Machine:
     """
 
     pool_tokens: int = 250_000
-    chunk_tokens: int = 8_192
+    chunk_tokens: int = 4_096
+    mixed_chunks: bool = True
     max_running_requests: int = 2_048
     block_tokens: int = 4
-    graph_requests: int = 256
-    prefill_step_s: float = 0.014
-    prefill_s_per_token: float = 1 / 43e3
-    prefill_s_per_request: float = 1e-4
+    graph_requests: int = 1_024
+    prefill_step_s: float = 0.004
+    prefill_s_per_token: float = 23.5e-6
+    prefill_s_per_request: float = 3e-5
     prefill_s_per_cached_pair: float = 1.2e-10
-    decode_step_s: float = 0.0055
-    decode_s_per_request: float = 12e-6
-    decode_s_per_context_token: float = 131_072 / 3.1e12
+    decode_step_s: float = 0.0068
+    decode_s_per_request: float = 8e-6
+    decode_s_per_context_token: float = 131_072 / 4.1e12
     no_graph_step_s: float = 0.006
     no_graph_s_per_request: float = 20e-6
     schedule_step_s: float = 0.002
-    schedule_s_per_new_request: float = 0.0012
+    schedule_s_per_new_request: float = 0.0004
     schedule_s_per_running_request: float = 30e-6
     receive_s: float = 0.0012
     send_s: float = 0.0004
@@ -92,7 +96,7 @@ class Machine:
         return seconds
 
 
-H100_8B = Machine()
+H200_8B = Machine()
 
 
 @dataclass(slots=True)
@@ -283,7 +287,7 @@ class _Request:
 class SimulatedServer:
     """One server. Time is that of the running loop, which is meant to be a virtual one."""
 
-    def __init__(self, machine: Machine = H100_8B, *, seed: int = 0) -> None:
+    def __init__(self, machine: Machine = H200_8B, *, seed: int = 0) -> None:
         self.machine = machine
         self.counters = ServerCounters()
         self.pool = KvPool(self.machine.pool_tokens, self.machine.block_tokens)
@@ -364,10 +368,17 @@ class SimulatedServer:
         tokens = sum(taken for _, taken in parts)
         counters.prefill_steps += 1
         counters.prefilled_tokens += tokens
-        await self._step(
-            machine.prefill_s(tokens, len(whole), sum(n * r.cached_tokens for r, n in parts)),
-            machine.schedule_s_per_new_request * len(whole),
+        mixed = self._running if machine.mixed_chunks else []
+        counters.decoded_tokens += len(mixed)
+        counters.decode_steps += bool(mixed)
+        self.pool.outside_tokens += len(mixed)
+        seconds = machine.prefill_s(
+            tokens + len(mixed), len(whole), sum(n * r.cached_tokens for r, n in parts)
         )
+        seconds += sum(r.context_tokens for r in mixed) * machine.decode_s_per_context_token
+        await self._step(seconds, machine.schedule_s_per_new_request * len(whole))
+        for request in mixed:
+            request.to_decode -= 1
         now_s = asyncio.get_running_loop().time()
         for request in whole:
             self._hold(request, request.tokens)
@@ -403,6 +414,8 @@ class SimulatedServer:
         the last one, then those that wait, in order. The first that does not fit ends it."""
         parts: list[tuple[_Request, int]] = []
         left = self.machine.chunk_tokens
+        if self.machine.mixed_chunks:
+            left = max(1, left - len(self._running))
         expected = sum(request.to_decode for request in self._running)
         request = self._unfinished or self._admit(expected, len(self._running))
         while request is not None:

@@ -130,8 +130,8 @@ class Capabilities:
         techniques: names of the attention techniques that may be asked for
             (`costmodel.techniques.named`).
         open_prompts: whether `Backend.open_prompt` takes prompts that grow.
-        gathers: whether calls that come together are decoded together, so that it pays for those of
-            a small model to wait for each other (`runtime.gathering`).
+        machine: where an engine computes that decodes calls together which come together; empty
+            for others. Engines of one machine may share a card (`runtime.gathering`).
     """
 
     max_in_flight: int
@@ -150,7 +150,7 @@ class Capabilities:
     seeded: bool = True
     warms: bool = False
     open_prompts: bool = False
-    gathers: bool = False
+    machine: str = ""
     notes: tuple[str, ...] = field(default=())
     techniques: tuple[str, ...] = ()
 

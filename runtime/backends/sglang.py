@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from costmodel.tokens import BYTES_PER_TOKEN
 from runtime.backends.base import Backend, Capabilities, Completion, Request, ToolCall
@@ -81,9 +82,20 @@ def capabilities_of(
         bytes_per_token=BYTES_PER_TOKEN if template is None else template.bytes_per_token,
         seeded=info.seeded,
         warms=info.prefix_cache,
-        gathers=True,
+        machine=machine_of(info.url),
         notes=tuple(notes),
     )
+
+
+def machine_of(url: str) -> str:
+    """The host of a server, the same for all names of this one.
+
+    Example:
+        >>> machine_of("http://localhost:30000") == machine_of("http://127.0.0.1:30001")
+        True
+    """
+    host = urlsplit(url).hostname or ""
+    return "127.0.0.1" if host in ("localhost", "::1") else host
 
 
 class SglangBackend(Backend):

@@ -226,6 +226,6 @@ def together(each: Sequence[Capabilities]) -> Capabilities:
         choice=all(c.choice for c in each),
         tool_calls=all(c.tool_calls for c in each),
         seeded=all(c.seeded for c in each),
-        gathers=all(c.gathers for c in each),
+        machine=each[0].machine if len({c.machine for c in each}) == 1 else "",
         open_prompts=False,  # which replica a prompt goes to is decided when it is whole
     )

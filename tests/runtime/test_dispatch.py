@@ -344,7 +344,7 @@ def test_cancelled_calls_give_their_slots_back() -> None:
 
 def test_a_slot_that_comes_in_the_moment_of_cancellation_is_not_lost() -> None:
     async def main() -> None:
-        lane = Lane(ScriptedEngine(Capabilities(1)), LoopClock(), prime=True)
+        lane = Lane(ScriptedEngine(Capabilities(1)), prime=True)
         first = await lane.enter(ask("first"))
         second = asyncio.create_task(lane.enter(ask("second")))
         await asyncio.sleep(0)

@@ -33,8 +33,10 @@ def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
 def lane(model: str, slots: int = 1024) -> Lane:
     clock = LoopClock()
-    way = Lane(SimulatedBackend(model, clock, capabilities=Capabilities(slots)), prime=False)
-    way.gather(model, clock)
+    name, _, machine = model.partition("@")
+    offered = Capabilities(slots, machine=machine or "here")
+    way = Lane(SimulatedBackend(name, clock, capabilities=offered), prime=False)
+    way.gather(name, clock)
     return way
 
 
@@ -104,6 +106,7 @@ def test_they_go_in_bursts_while_a_large_model_is_busy() -> None:
         pytest.param(lambda: starts(FULL - 1), id="the large model has few calls"),
         pytest.param(lambda: starts(FULL, SMALL_S * 1.5), id="the other model is no larger"),
         pytest.param(lambda: starts(FULL, models=("m", "m")), id="it is the same model"),
+        pytest.param(lambda: starts(FULL, models=("l@a", "s@b")), id="it is on another machine"),
     ],
 )
 def test_they_go_at_once_otherwise(alone: Callable[[], Coroutine[Any, Any, list[float]]]) -> None:
@@ -218,10 +221,10 @@ class Engine(Backend):
 
     name = "engine"
 
-    def __init__(self, takes_s: float, *, gathers: bool) -> None:
+    def __init__(self, takes_s: float, *, machine: str) -> None:
         self.begun_s: list[float] = []
         self._takes_s = takes_s
-        self._capabilities = Capabilities(1024, gathers=gathers)
+        self._capabilities = Capabilities(1024, machine=machine)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -235,13 +238,13 @@ class Engine(Backend):
         return Completion(request.messages[0].content, "stop", Usage(1, ANSWER))
 
 
-@pytest.mark.parametrize(("asked", "gathers"), [(True, True), (False, True), (True, False)])
+@pytest.mark.parametrize(("asked", "machine"), [(True, "here"), (False, "here"), (True, "")])
 def test_a_run_gathers_where_that_is_wanted_and_the_engine_gains_by_it(
-    asked: bool, gathers: bool
+    asked: bool, machine: str
 ) -> None:
     async def main() -> int:
         engines = {
-            "large": Engine(LARGE_S, gathers=gathers), "small": Engine(SMALL_S, gathers=gathers),
+            "large": Engine(LARGE_S, machine=machine), "small": Engine(SMALL_S, machine=machine),
         }  # fmt: skip
         store = MemoryStore()
         dispatcher = Dispatcher(
@@ -265,4 +268,4 @@ def test_a_run_gathers_where_that_is_wanted_and_the_engine_gains_by_it(
         return len({round(s, 6) for s in engines["small"].begun_s[1:]})
 
     bursts = run(main)
-    assert bursts == (pytest.approx(12, abs=2) if asked and gathers else 60)
+    assert bursts == (pytest.approx(12, abs=2) if asked and machine else 60)

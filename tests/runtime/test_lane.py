@@ -14,8 +14,7 @@ from runtime.lane import LEAST_AHEAD, LOOK_AHEAD, Lane, Ticket
 
 
 def lane(capabilities: Capabilities) -> Lane:
-    clock = LoopClock()
-    return Lane(SimulatedBackend("m", clock, capabilities=capabilities), clock, prime=True)
+    return Lane(SimulatedBackend("m", LoopClock(), capabilities=capabilities), prime=True)
 
 
 def question(group: int, number: int) -> Request:
@@ -57,9 +56,9 @@ def test_held_calls_bound_how_far_later_ones_go_ahead(slots: int) -> None:
 
 
 def test_replicas_take_what_they_take_together() -> None:
-    one = Capabilities(8, gathers=True)
-    assert together([one, one]).max_in_flight == 16
-    assert together([one, one]).gathers and not together([one, Capabilities(8)]).gathers
+    here, there = Capabilities(8, machine="here"), Capabilities(8, machine="there")
+    assert together([here, here]).max_in_flight == 16
+    assert together([here, here]).machine == "here" and not together([here, there]).machine
 
 
 def test_a_cache_is_as_large_as_its_tokens_are_long() -> None:

@@ -10,7 +10,7 @@ from planner.logical import Column, Generate, LogicalPlan, Prompt, Ref, Result, 
 from planner.physical import Worker, place
 from planner.stats import estimate
 from runtime.backends.base import Backend, Capabilities, Completion, Message, Request
-from runtime.clock import LoopClock, new_event_loop
+from runtime.clock import new_event_loop
 from runtime.lane import Lane
 from runtime.phases import Phases
 from runtime.warmup import shared_prefixes
@@ -79,7 +79,7 @@ class Moving(Backend):
 def test_a_lane_lets_in_as_many_as_the_engine_takes_now() -> None:
     async def main() -> None:
         engine = Moving()
-        lane = Lane(engine, LoopClock(), prime=True)
+        lane = Lane(engine, prime=True)
         request = Request("k", "m", (Message("user", "x"),))
         tasks = [asyncio.create_task(lane.enter(request)) for _ in range(6)]
         await asyncio.sleep(0)

@@ -30,6 +30,7 @@ T = TypeVar("T")
 ONE_SECOND_STEPS = Machine(
     pool_tokens=1000,
     chunk_tokens=100,
+    mixed_chunks=False,
     prefill_step_s=1.0,
     prefill_s_per_token=0.0,
     prefill_s_per_request=0.0,
@@ -128,7 +129,7 @@ def test_the_command_prints_a_table(
         main()
     assert not ended.value.code
     head, *tables = capsys.readouterr().out.split("\n\n| ")
-    assert head.startswith("Simulated: fitted to one H100") and "debate, 6 rows, simulated" in head
+    assert head.startswith("Simulated: fitted to one H200") and "debate, 6 rows, simulated" in head
     assert len(tables) == 2
     for printed in tables:
         columns, _, *lines = printed.split("\n\n")[0].splitlines()
@@ -274,6 +275,24 @@ def test_a_prompt_longer_than_a_chunk_takes_several_steps() -> None:
     assert server.counters.prefill_steps == 4 and server.counters.prefilled_tokens == 310
 
 
+@pytest.mark.parametrize(("mixed", "end_s"), [(False, 6), (True, 4)])
+def test_answers_go_on_while_prompts_are_computed_when_chunks_are_mixed(
+    mixed: bool, end_s: float
+) -> None:
+    async def work(server: SimulatedServer) -> list[Served]:
+        async def late() -> Served:
+            await asyncio.sleep(0.5)
+            return await server.answer("l" * 198, 1)
+
+        return await asyncio.gather(server.answer("s" * 20, 4), late())
+
+    served, server = on_server(replace(ONE_SECOND_STEPS, mixed_chunks=mixed), work)
+    # The first token is there at 1; the long prompt takes two steps, and with an answer beside it
+    # the chunk's 100 tokens hold 99 of it.
+    assert ended_at(served) == [end_s, 3]
+    assert server.counters.prefilled_tokens == 218 and server.counters.decoded_tokens == 3
+
+
 def test_a_full_pool_makes_requests_wait() -> None:
     async def work(server: SimulatedServer) -> list[Served]:
         return await asyncio.gather(server.answer("a" * 12, 12), server.answer("b" * 12, 12))
@@ -334,7 +353,7 @@ def test_the_front_end_does_one_thing_after_the_other() -> None:
 
 def test_step_times_grow_with_their_work() -> None:
     default = Machine()
-    assert default.prefill_s(8192, 8, 0) == pytest.approx(0.014 + 8192 / 43e3 + 8e-4)
-    assert default.decode_s(256, 0) == pytest.approx(0.0055 + 256 * 12e-6)
+    assert default.prefill_s(4096, 8, 0) == pytest.approx(0.004 + 4096 * 23.5e-6 + 8 * 3e-5)
+    assert default.decode_s(256, 0) == pytest.approx(0.0068 + 256 * 8e-6)
     # One more, and the batch is no captured graph.
-    assert default.decode_s(257, 0) - default.decode_s(256, 0) > default.no_graph_step_s
+    assert default.decode_s(1025, 0) - default.decode_s(1024, 0) > default.no_graph_step_s
