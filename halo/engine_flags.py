@@ -153,7 +153,7 @@ def _memory(flags: Flags, wish: Wish) -> None:
     )  # fmt: skip
     if batch:
         flags.add(
-            "a batch runs as many requests at once, and steps with captured graphs are faster",
+            "as many requests as Halo sends at once are decoded with captured graphs",
             "--cuda-graph-max-bs-decode", batch,
         )  # fmt: skip
     if model is not None:
@@ -177,8 +177,8 @@ def _static_share(
 ) -> float:
     """Memory for weights and KV, as a share: the rest is for what comes and goes."""
     width, words = (model.d_model, model.vocab_size) if model is not None else (8192, 152_000)
-    # Hidden states and MLP intermediates of one chunk, logits of a large batch in four bytes, and
-    # about 3 GiB of graphs and library workspaces.
+    # Hidden states and MLP intermediates of one chunk, logits of a large batch twice in four
+    # bytes, and about 3 GiB of graphs and library workspaces.
     passing = chunk * width * 2 * 12 + (batch or 0) * words * 4 * 2 + 3 * GIB
     return max(0.5, min(0.88, 1 - passing / hardware.memory_bytes - 0.04))
 

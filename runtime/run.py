@@ -245,7 +245,7 @@ class RunHandle:
             tenant=inputs.tenant,
             seed=inputs.seed,
             prime=inputs.prime,
-            gather={worker.name: worker.model for worker in plan.workers if inputs.gather},
+            gather={w.name: w.model for w in plan.workers} if inputs.gather else None,
             share=inputs.share,
             meter=BudgetMeter(inputs.budget, clock_started_s) if inputs.budget.is_limited else None,
             on_budget=self._reach_budget,

@@ -8,15 +8,14 @@ from typing import Any, TypeVar
 
 import pytest
 
-from costmodel.usage import Usage
-from runtime.backends.base import Backend, Capabilities, Completion, Message, Request
+from runtime.backends.base import Capabilities, Message, Request
 from runtime.backends.simulated import SimulatedBackend
 from runtime.clock import LoopClock, new_event_loop
 from runtime.dispatch import Dispatcher
 from runtime.gathering import FULL, MOST_S, SHARE, Gathering
 from runtime.lane import Lane
 from runtime.memory_store import MemoryStore
-from runtime.records import CallSite
+from runtime.records import CallRecord, CallSite
 from runtime.sharing import CallTable
 
 T = TypeVar("T")
@@ -216,36 +215,20 @@ def test_closing_ends_the_wait() -> None:
     run(main)
 
 
-class Engine(Backend):
-    """Answers after `takes_s`, and notes when it was asked."""
-
-    name = "engine"
-
-    def __init__(self, takes_s: float, *, machine: str) -> None:
-        self.begun_s: list[float] = []
-        self._takes_s = takes_s
-        self._capabilities = Capabilities(1024, machine=machine)
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return self._capabilities
-
-    async def generate(
-        self, request: Request, on_prefilled: Callable[[], None] | None = None
-    ) -> Completion:
-        self.begun_s.append(asyncio.get_running_loop().time())
-        await asyncio.sleep(self._takes_s)
-        return Completion(request.messages[0].content, "stop", Usage(1, ANSWER))
+def engine(takes_s: float, machine: str) -> SimulatedBackend:
+    """Its calls take about `takes_s` each."""
+    return SimulatedBackend(
+        "m", LoopClock(), capabilities=Capabilities(1024, machine=machine),
+        prefill_s_per_token=0.0, decode_s_per_step=takes_s / ANSWER, answer_tokens=ANSWER,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("asked", "machine"), [(True, "here"), (False, "here"), (True, "")])
 def test_a_run_gathers_where_that_is_wanted_and_the_engine_gains_by_it(
     asked: bool, machine: str
 ) -> None:
-    async def main() -> int:
-        engines = {
-            "large": Engine(LARGE_S, machine=machine), "small": Engine(SMALL_S, machine=machine),
-        }  # fmt: skip
+    async def main() -> list[CallRecord]:
+        engines = {"large": engine(LARGE_S, machine), "small": engine(SMALL_S, machine)}
         store = MemoryStore()
         dispatcher = Dispatcher(
             engines, CallTable(store, {}), store, LoopClock(),
@@ -265,7 +248,13 @@ def test_a_run_gathers_where_that_is_wanted_and_the_engine_gains_by_it(
         )
         await dispatcher.close()
         assert asyncio.all_tasks() == {asyncio.current_task()}
-        return len({round(s, 6) for s in engines["small"].begun_s[1:]})
+        return [record for record in store.calls if record.op == "small"]
 
-    bursts = run(main)
-    assert bursts == (pytest.approx(12, abs=2) if asked and machine else 60)
+    known_call, *calls = run(main)
+    assert len(calls) == 60
+    waits = [record.start_s - record.queued_s for record in calls]
+    wait_s = SHARE * (known_call.end_s - known_call.start_s) if asked and machine else 0.0
+    assert max(waits) == pytest.approx(wait_s)
+    # A burst has what comes within the wait, one call every 0.02 s.
+    bursts = len({round(record.start_s, 6) for record in calls})
+    assert bursts == pytest.approx(60 / max(1.0, wait_s / 0.02), abs=2)

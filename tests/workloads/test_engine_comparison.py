@@ -11,6 +11,7 @@ import pytest
 
 from workloads.catalogue import WORKLOADS, named
 from workloads.compare import ABLATIONS, Bench, run_merged, run_one, with_count
+from workloads.gpu import floor
 from workloads.gpu.evaluate import Records, ablation_rows, ratio_rows, table, unequal_answers
 from workloads.gpu.floor import distinct_prefix_bytes, work_of
 from workloads.gpu.models import write_model
@@ -108,6 +109,16 @@ def test_the_floor_counts_every_prefix_once() -> None:
     # whose instruction is another one, do so among themselves.
     assert 2 * 1000 < work.prefill_tokens < 2 * 1000 + 3 * 1000
     assert work.seconds({"prefill_tokens_per_s": 1e3, "decode_tokens_per_s": 1e3}) > 0
+
+
+def test_the_floor_counts_a_control_token_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = named("mapred")[0]
+    rows = workload.rows(3, 1)
+    tokens = work_of(workload, rows)["8b"].prefill_tokens
+    monkeypatch.setattr(floor, "tokens_of", lambda prompt: prompt)
+    letters = work_of(workload, rows)["8b"].prefill_tokens
+    # Every one of the 24 prompts ends with an end and a start, of 10 and 12 letters.
+    assert letters - tokens >= 24 * (10 + 12 - 2)
 
 
 def test_records_become_tables_and_gaps_say_so(tmp_path: Path) -> None:

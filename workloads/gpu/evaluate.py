@@ -131,6 +131,7 @@ def floor_rows(main: Records, lpm: Records) -> list[list[str]]:
             continue
         work: dict[str, Work] = {}
         floor_s: dict[int, float] = {}
+        # The first seed last: its tokens are shown.
         for seed, run in sorted(runs.items(), reverse=True):
             same = with_count(workload, run["rows"] / workload.count)
             work = work_of(same, same.rows(same.count, seed))
